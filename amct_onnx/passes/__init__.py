@@ -1,0 +1,1 @@
+"""Rewrites of the graph, and what they need: one pass a file."""

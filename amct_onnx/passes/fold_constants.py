@@ -1,0 +1,182 @@
+"""Turns whatever depends on constants alone into initializers, also where it is computed from known shapes.
+
+Weights come as Constant nodes, behind Identity, Cast or Transpose; paddings come as chains of Shape, Gather, Concat
+and arithmetic. After this pass both are plain initializers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+import onnxruntime
+
+from amct_onnx.passes.graph import (
+    Array,
+    Graph,
+    Node,
+    Tensor,
+    constant,
+    constant_input,
+    dense_value,
+    has_body,
+    has_input,
+    is_constant,
+    is_standard,
+    nodes_of,
+    producer,
+)
+from amct_onnx.passes.invariants import LIFTED, NAMED
+from amct_onnx.passes.shapes import TensorType, infer_types
+from amct_onnx.passes.state import Pass, QuantState
+
+_NEVER = frozenset(
+    {"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Multinomial", "Bernoulli"}
+    | {"QuantizeLinear", "DequantizeLinear", "Dropout"}
+)
+"""Not deterministic, or a statement about quantization that folding would erase."""
+
+_LARGEST_GROWTH = 1 << 20
+"""A folded result may be this many bytes larger than what it is computed from."""
+
+
+def _run(state: QuantState) -> None:
+    graph = state.graph
+    _lift_constant_nodes(state)
+    _evaluate(state)
+    if nodes_of(graph, "Shape", "Size"):
+        _fold_known_shapes(state)
+        _evaluate(state)
+
+
+def _lift_constant_nodes(state: QuantState) -> None:
+    lifted = []
+    for node in nodes_of(state.graph, "Constant"):
+        values = dense_value(node)
+        if values is None or state.graph.is_output(node.outputs[0]):
+            continue
+        _put_constant(state.graph, node.outputs[0], values)
+        lifted.append(node)
+    state.graph.remove(lifted)
+
+
+def _evaluate(state: QuantState) -> None:
+    """Compute, in one run of onnxruntime, every tensor that depends on constants alone and is used by what does not."""
+    graph = state.graph
+    foldable = _foldable_nodes(graph.nodes)
+    if not foldable:
+        return
+    inside = {id(node) for node in foldable}
+    results = [
+        tensor
+        for node in foldable
+        for tensor in node.outputs
+        if not graph.is_output(tensor) and any(id(user) not in inside for user in tensor.outputs)
+    ]
+    if not results:
+        return
+    session = onnxruntime.InferenceSession(
+        graph.cut_out(foldable, results).SerializeToString(), _quiet(), providers=["CPUExecutionProvider"]
+    )
+    folded = session.run(None, {})
+    for tensor, values in zip(results, folded, strict=True):
+        source = producer(tensor)
+        assert source is not None
+        if values.nbytes <= _LARGEST_GROWTH + _input_bytes(source):
+            _put_constant(graph, tensor, values)
+            state.gone.setdefault(source.name, "computed from constants once and for all")
+    for node in graph.drop_unreached():
+        state.gone.setdefault(node.name, "computed from constants once and for all" if id(node) in inside else _DEAD)
+
+
+_DEAD = "leads to no output of the model"
+
+
+def _quiet() -> onnxruntime.SessionOptions:
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    return options
+
+
+def _foldable_nodes(nodes: Iterable[Node]) -> list[Node]:
+    found: list[Node] = []
+    known: set[int] = set()
+    for node in nodes:
+        if is_standard(node) and node.op not in _NEVER and not has_body(node) and _reads_only(node, known):
+            found.append(node)
+            known.update(id(tensor) for tensor in node.outputs)
+    return found
+
+
+def _reads_only(node: Node, known: set[int]) -> bool:
+    present = [tensor for tensor in node.inputs if tensor.name]
+    return bool(present) and all(is_constant(tensor) or id(tensor) in known for tensor in present)
+
+
+def _input_bytes(node: Node) -> int:
+    return sum(values.nbytes for tensor in node.inputs if (values := constant(tensor)) is not None)
+
+
+def _put_constant(graph: Graph, tensor: Tensor, values: Array) -> None:
+    """Let the users of a computed tensor read an initializer of the same name."""
+    fresh = graph.new_constant(tensor.name, values)
+    tensor.name += ".computed"
+    graph.replace_uses(tensor, fresh)
+
+
+def _fold_known_shapes(state: QuantState) -> None:
+    """Replace Shape, and Gather or Slice of a Shape, where the dimensions asked for are known."""
+    graph = state.graph
+    types = infer_types(graph)
+    for node in nodes_of(graph, "Shape", "Gather", "Slice", "Size"):
+        values = _known_value(node, types)
+        if values is not None and not graph.is_output(node.outputs[0]):
+            _put_constant(graph, node.outputs[0], values)
+            state.gone.setdefault(node.name, "computed from known shapes once and for all")
+    for node in graph.drop_unreached():
+        state.gone.setdefault(node.name, "computed from known shapes once and for all")
+
+
+def _known_value(node: Node, types: dict[str, TensorType]) -> Array | None:
+    if node.op in ("Shape", "Size"):
+        dims = _dims_of(node, types)
+        if dims is None or None in dims:
+            return None
+        known = np.array(dims, np.int64)
+        return known if node.op == "Shape" else np.array(known.prod(), np.int64)
+    shape = producer(node.inputs[0])
+    if shape is None or shape.op != "Shape" or not is_standard(shape):
+        return None
+    dims = _dims_of(shape, types)
+    picked = None if dims is None else _pick(node, dims)
+    return None if picked is None or None in picked.ravel().tolist() else picked.astype(np.int64)
+
+
+def _dims_of(shape: Node, types: dict[str, TensorType]) -> tuple[int | None, ...] | None:
+    """What a Shape node gives: dimensions, None where one is not known."""
+    known = types.get(shape.inputs[0].name)
+    if known is None or known.shape is None:
+        return None
+    return known.shape[slice(shape.attrs.get("start", 0), shape.attrs.get("end"))]
+
+
+def _pick(node: Node, dims: tuple[int | None, ...]) -> Array | None:
+    """The dimensions that a Gather or Slice takes out of a shape, as an array of integers and None."""
+    table = np.array([*dims, None], dtype=object)[:-1]
+    if node.op == "Gather":
+        index = constant_input(node, 1)
+        return None if index is None else np.asarray(table[index], dtype=object)
+    bounds = [constant_input(node, i) if has_input(node, i) else None for i in range(1, 5)]
+    if (
+        bounds[0] is None
+        or bounds[1] is None
+        or any(b is None for i, b in enumerate(bounds[2:], 3) if has_input(node, i))
+    ):
+        return None
+    step = 1 if bounds[3] is None else int(bounds[3][0])
+    start, end = int(bounds[0][0]), int(bounds[1][0])
+    return table[slice(start, end if abs(end) < 1 << 31 else None, step)]
+
+
+FOLD_CONSTANTS = Pass(name="fold constants", run=_run, requires=(NAMED,), ensures=(LIFTED,))

@@ -1,0 +1,175 @@
+"""What the engine knows about the operators it quantizes: where weight and bias are, and what rules a node out."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from amct_onnx.passes.graph import (
+    Array,
+    Graph,
+    Node,
+    constant_input,
+    has_input,
+    is_constant,
+    is_standard,
+    sole_consumer,
+)
+from amct_onnx.passes.layer_types import QUANTIZABLE
+
+_FLOATS = (np.dtype(np.float32), np.dtype(np.float16))
+
+
+def has_weight(node: Node) -> bool:
+    """Whether this kind of layer has a weight, at input 1."""
+    return node.op != "AveragePool"
+
+
+def weight_of(node: Node) -> Array:
+    """The weight of a layer: Conv [Cout, Cin/g, k...], ConvTranspose [Cin, Cout/g, k...], Gemm and MatMul [K, N]."""
+    values = constant_input(node, 1)
+    assert values is not None, f"{node.name} has no constant weight"
+    return values
+
+
+def group_of(node: Node) -> int:
+    """Groups of a convolution, 1 for anything else."""
+    return int(node.attrs.get("group", 1))
+
+
+def output_channels(node: Node) -> int:
+    """Cout of a layer with a weight."""
+    shape = node.inputs[1].shape
+    if node.op == "Conv":
+        return int(shape[0])
+    return int(shape[1]) * (group_of(node) if node.op == "ConvTranspose" else 1)
+
+
+def spatial_axes(node: Node) -> int | None:
+    """Number of spatial axes of a convolution or pooling; None for Gemm and MatMul."""
+    if node.op in ("Conv", "ConvTranspose"):
+        return len(node.inputs[1].shape) - 2 if is_constant(node.inputs[1]) else None
+    if node.op == "AveragePool":
+        return len(node.attrs["kernel_shape"])
+    return None
+
+
+def bias_add(graph: Graph, node: Node) -> Node | None:
+    """The Add that holds the bias of a MatMul: its only consumer, with a constant [N] at input 1."""
+    if node.op != "MatMul":
+        return None
+    add = sole_consumer(graph, node.outputs[0])
+    if add is None or add.op != "Add" or not is_standard(add) or add.inputs[0] is not node.outputs[0]:
+        return None
+    bias = constant_input(add, 1)
+    return add if bias is not None and bias.shape == (output_channels(node),) else None
+
+
+def bias_input(graph: Graph, node: Node) -> tuple[Node, int] | None:
+    """The node and input index that hold the layer's bias, or None where it has none."""
+    if (add := bias_add(graph, node)) is not None:
+        return add, 1
+    if node.op in ("Conv", "ConvTranspose", "Gemm") and has_input(node, 2):
+        return node, 2
+    return None
+
+
+def last_node(graph: Graph, node: Node) -> Node:
+    """The node whose output is the layer's: the bias Add of a MatMul, or the node itself."""
+    return bias_add(graph, node) or node
+
+
+def why_not(node: Node) -> str | None:
+    """Why a node cannot be quantized, as a sentence, or None where it can."""
+    if not is_standard(node):
+        return f"{node.domain}.{node.op} is not an operator that can be quantized"
+    if node.op not in QUANTIZABLE:
+        return f"{node.op} is not an operator that can be quantized"
+    return _OBJECTIONS[node.op](node)
+
+
+def _why_not_weight(node: Node) -> str | None:
+    if not has_input(node, 1):
+        return f"{node.op} has no weight"
+    if not is_constant(node.inputs[1]):
+        if node.op == "MatMul" and is_constant(node.inputs[0]):
+            return "its constant is the first input; only a constant second input is a weight"
+        return "its weight is computed at run time; only constant weights are quantized"
+    if np.dtype(node.inputs[1].dtype) not in _FLOATS:
+        return f"its weight is {np.dtype(node.inputs[1].dtype).name}; only float32 and float16 weights are quantized"
+    if math.prod(node.inputs[1].shape) == 0:
+        return "its weight is empty"
+    if is_constant(node.inputs[0]):
+        return "its input is a constant"
+    return None
+
+
+def _why_not_bias(node: Node) -> str | None:
+    if not has_input(node, 2):
+        return None
+    bias = constant_input(node, 2)
+    if bias is None:
+        return "its bias is computed at run time; only a constant bias is quantized"
+    if bias.shape != (output_channels(node),):
+        return (
+            f"its bias has shape {list(bias.shape)}; Ascend takes one value for each of {output_channels(node)} outputs"
+        )
+    return None
+
+
+def _why_not_conv(node: Node) -> str | None:
+    if reason := _why_not_weight(node) or _why_not_bias(node):
+        return reason
+    axes = spatial_axes(node)
+    if axes not in (1, 2, 3):
+        return f"a {axes}-D convolution; Ascend takes 1-D, 2-D and 3-D ones"
+    if axes == 3 and node.attrs.get("dilations", [1])[0] != 1:
+        return "a 3-D convolution with dilation in depth, which Ascend does not quantize"
+    return None
+
+
+def _why_not_conv_transpose(node: Node) -> str | None:
+    if reason := _why_not_weight(node) or _why_not_bias(node):
+        return reason
+    if spatial_axes(node) not in (1, 2):
+        return f"a {spatial_axes(node)}-D transposed convolution; Ascend quantizes 1-D and 2-D ones"
+    if any(d != 1 for d in node.attrs.get("dilations", [])):
+        return "a transposed convolution with dilation, which Ascend does not quantize"
+    return None
+
+
+def _why_not_gemm(node: Node) -> str | None:
+    if reason := _why_not_weight(node):
+        return reason
+    for attribute, wanted in (("transA", 0), ("transB", 0), ("alpha", 1.0), ("beta", 1.0)):
+        if node.attrs.get(attribute, wanted) != wanted:
+            return f"Gemm with {attribute}={node.attrs[attribute]}, which Ascend does not quantize"
+    return _why_not_bias(node)
+
+
+def _why_not_matmul(node: Node) -> str | None:
+    if not any(is_constant(tensor) for tensor in node.inputs):
+        return "both of its inputs are computed at run time; only a MatMul with a constant weight is quantized"
+    if reason := _why_not_weight(node):
+        return reason
+    if len(node.inputs[1].shape) != 2:
+        return f"its weight has {len(node.inputs[1].shape)} dimensions; Ascend takes 2"
+    return None
+
+
+def _why_not_pool(node: Node) -> str | None:
+    if spatial_axes(node) != 2:
+        return f"a {spatial_axes(node)}-D pooling; Ascend quantizes 2-D ones"
+    if any(d != 1 for d in node.attrs.get("dilations", [])):
+        return "a pooling with dilation, which Ascend does not quantize"
+    return None
+
+
+_OBJECTIONS = {
+    "Conv": _why_not_conv,
+    "ConvTranspose": _why_not_conv_transpose,
+    "Gemm": _why_not_gemm,
+    "MatMul": _why_not_matmul,
+    "AveragePool": _why_not_pool,
+}

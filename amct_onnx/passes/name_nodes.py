@@ -1,0 +1,22 @@
+"""Gives every node a name of its own: layers are addressed by node name."""
+
+from __future__ import annotations
+
+from amct_onnx.passes.graph import unique_name
+from amct_onnx.passes.invariants import NAMED
+from amct_onnx.passes.state import Pass, QuantState
+
+
+def _run(state: QuantState) -> None:
+    """Unnamed nodes become `<operator>_<position>`; a name that came before gets a number behind it."""
+    taken = {node.name for node in state.graph.nodes if node.name}
+    seen: set[str] = set()
+    for position, node in enumerate(state.graph.nodes):
+        if not node.name:
+            node.name = unique_name(f"{node.op}_{position}", taken)
+        elif node.name in seen:
+            node.name = unique_name(node.name, taken)
+        seen.add(node.name)
+
+
+NAME_NODES = Pass(name="name nodes", run=_run, ensures=(NAMED,))

@@ -1,0 +1,25 @@
+"""The pipelines, each a table of contents. What they start from is what the one before ensures."""
+
+from __future__ import annotations
+
+from amct_onnx.passes.fold_constants import FOLD_CONSTANTS
+from amct_onnx.passes.fold_pads import FOLD_PADS
+from amct_onnx.passes.fuse_batch_norm import FUSE_BATCH_NORM
+from amct_onnx.passes.name_nodes import NAME_NODES
+from amct_onnx.passes.normalise_gemm import NORMALISE_GEMM
+from amct_onnx.passes.remove_identities import REMOVE_IDENTITIES
+from amct_onnx.passes.split_shared import SPLIT_SHARED
+from amct_onnx.passes.state import Pass
+
+PREPARE: tuple[Pass, ...] = (
+    NAME_NODES,  # everything after speaks of nodes by name
+    REMOVE_IDENTITIES,  # weights behind Identity come into reach of folding
+    FOLD_CONSTANTS,  # weights and paddings become initializers
+    NORMALISE_GEMM,
+    FOLD_PADS,
+    SPLIT_SHARED,  # last: folding may have made two layers read one initializer
+)
+"""Simplifies the graph without changing what it computes; knows no configuration."""
+
+FUSE: tuple[Pass, ...] = (FUSE_BATCH_NORM,)
+"""Folds what the plan allows; after it the float graph is final."""

@@ -1,0 +1,42 @@
+"""Types and shapes of the tensors of a graph, as far as they follow from the model alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import onnx
+
+from amct_onnx.passes.graph import Graph
+
+_SMALL = 1024
+"""Constants up to this many bytes stay in the skeleton: shapes may depend on their values."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TensorType:
+    """What is known of a tensor: element type as in TensorProto, and dimensions, None where unknown.
+
+    `shape` is None where even the rank is unknown.
+    """
+
+    elem_type: int
+    shape: tuple[int | None, ...] | None
+
+
+def infer_types(graph: Graph) -> dict[str, TensorType]:
+    """Types of the tensors of the main graph; a tensor of which nothing is known is absent."""
+    try:
+        inferred = onnx.shape_inference.infer_shapes(graph.to_skeleton(_SMALL), data_prop=True)
+    except (onnx.shape_inference.InferenceError, ValueError, RuntimeError):
+        # Inference is a help, not a requirement: operators of other domains or odd models may defeat it.
+        inferred = graph.to_skeleton(_SMALL)
+    values = [*inferred.graph.input, *inferred.graph.value_info, *inferred.graph.output]
+    return {value.name: _type_of(value) for value in values if value.type.HasField("tensor_type")}
+
+
+def _type_of(value: onnx.ValueInfoProto) -> TensorType:
+    tensor = value.type.tensor_type
+    if not tensor.HasField("shape"):
+        return TensorType(elem_type=tensor.elem_type, shape=None)
+    dims = tuple(d.dim_value if d.HasField("dim_value") and d.dim_value >= 0 else None for d in tensor.shape.dim)
+    return TensorType(elem_type=tensor.elem_type, shape=dims)

@@ -1,0 +1,30 @@
+"""Gives every layer a weight and a bias of its own: each layer has its own scales."""
+
+from __future__ import annotations
+
+from amct_onnx.passes.graph import Node, constant, set_input, unique_name
+from amct_onnx.passes.invariants import LIFTED, NAMED, UNSHARED
+from amct_onnx.passes.layers import bias_input, has_weight, why_not
+from amct_onnx.passes.state import Pass, QuantState
+
+
+def _run(state: QuantState) -> None:
+    names = state.graph.tensor_names()
+    for node in state.graph.nodes:
+        if why_not(node) is not None or not has_weight(node):
+            continue
+        _own(state, node, 1, f"{node.name}.weight", names)
+        if (place := bias_input(state.graph, node)) is not None:
+            _own(state, *place, f"{node.name}.bias", names)
+
+
+def _own(state: QuantState, node: Node, index: int, wanted: str, names: set[str]) -> None:
+    shared = node.inputs[index]
+    if len(shared.outputs) == 1:
+        return
+    values = constant(shared)
+    assert values is not None
+    set_input(node, index, state.graph.new_constant(unique_name(wanted, names), values))
+
+
+SPLIT_SHARED = Pass(name="split shared weights", run=_run, requires=(NAMED, LIFTED), ensures=(UNSHARED,))

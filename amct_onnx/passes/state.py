@@ -1,0 +1,94 @@
+"""What travels through the passes: the graph, the plan, and the table that the passes fill in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from amct_onnx.kernels.arq import Arq
+from amct_onnx.kernels.hfmg import Hfmg
+from amct_onnx.kernels.ifmr import Ifmr
+from amct_onnx.kernels.quant_params import QuantParams
+from amct_onnx.passes.graph import Graph
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerPlan:
+    """The decision for one layer.
+
+    name, op_type: the node.
+    activation: algorithm for input 0; `asymmetric` is decided.
+    weight: algorithm for the weight; `channel_wise` is decided. AveragePool has no weight and ignores it.
+    """
+
+    name: str
+    op_type: str
+    activation: Ifmr | Hfmg
+    weight: Arq
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QuantPlan:
+    """One decision for every node of the model.
+
+    layers: what is quantized, in the order of the graph.
+    disabled: what could be quantized and was switched off by the user, in the order of the graph.
+    skipped: every other node and the disabled ones -> the reason, a sentence that a user can read.
+    notes: layer -> what was decided otherwise than asked, one sentence each.
+    batch_num: calibration batches to use; None for all.
+    do_fusion, wide_fusion, skip_fusion: where BatchNormalization is folded.
+    fp16_scales: activation scales are rounded to what fp16 holds.
+    """
+
+    layers: Mapping[str, LayerPlan] = field(default_factory=dict)
+    disabled: Mapping[str, LayerPlan] = field(default_factory=dict)
+    skipped: Mapping[str, str] = field(default_factory=dict)
+    notes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    batch_num: int | None = None
+    do_fusion: bool = True
+    wide_fusion: bool = False
+    skip_fusion: frozenset[str] = frozenset()
+    fp16_scales: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QuantState:
+    """The table that travels through the passes. Columns that later passes fill start empty.
+
+    graph: rewritten in place.
+    plan: made once, between preparation and calibration.
+    gone: nodes that passes took out of the graph -> the reason.
+    remarks: nodes that stayed -> why a pass that looked at them left them.
+    activations, weights: layer -> parameters of its input and of its weight.
+    left_float: planned layers that turned out not to be quantizable -> the reason.
+    """
+
+    graph: Graph
+    plan: QuantPlan = field(default_factory=QuantPlan)
+    gone: dict[str, str] = field(default_factory=dict)
+    remarks: dict[str, str] = field(default_factory=dict)
+    activations: dict[str, QuantParams] = field(default_factory=dict)
+    weights: dict[str, QuantParams] = field(default_factory=dict)
+    left_float: dict[str, str] = field(default_factory=dict)
+
+    def layers(self) -> list[LayerPlan]:
+        """The planned layers that are still to be quantized, in the order of the graph."""
+        return [layer for name, layer in self.plan.layers.items() if name not in self.left_float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Invariant:
+    """Something that holds for a state: `check` gives one sentence per violation."""
+
+    name: str
+    check: Callable[[QuantState], list[str]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pass:
+    """A rewrite: `run` edits the state in place. What must hold before, and what holds after."""
+
+    name: str
+    run: Callable[[QuantState], None]
+    requires: tuple[Invariant, ...] = ()
+    ensures: tuple[Invariant, ...] = ()
