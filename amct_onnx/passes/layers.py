@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 
+from amct_onnx.kernels import arq
 from amct_onnx.passes.graph import (
     Array,
     Graph,
@@ -31,6 +32,20 @@ def weight_of(node: Node) -> Array:
     values = constant_input(node, 1)
     assert values is not None, f"{node.name} has no constant weight"
     return values
+
+
+def channels_first(node: Node, weight: Array) -> Array:
+    """The weight with the output channels along axis 0: [Cout, ...]. ConvTranspose counts them group by group."""
+    return arq.channels_first(weight, **_channel_axis(node))
+
+
+def channels_restored(node: Node, weight: Array) -> Array:
+    """The inverse of `channels_first`: back to the layout of the operator."""
+    return arq.channels_restored(weight, **_channel_axis(node))
+
+
+def _channel_axis(node: Node) -> dict[str, int]:
+    return {"axis": 0 if node.op == "Conv" else 1, "group": group_of(node) if node.op == "ConvTranspose" else 1}
 
 
 def group_of(node: Node) -> int:

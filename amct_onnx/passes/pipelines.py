@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from amct_onnx.passes.fit_biases import FIT_BIASES
 from amct_onnx.passes.fold_constants import FOLD_CONSTANTS
 from amct_onnx.passes.fold_pads import FOLD_PADS
 from amct_onnx.passes.fuse_batch_norm import FUSE_BATCH_NORM
+from amct_onnx.passes.insert_dequant import INSERT_DEQUANT
+from amct_onnx.passes.insert_quant import INSERT_QUANT
+from amct_onnx.passes.lower_ascend import LOWER_ASCEND
+from amct_onnx.passes.merge_quants import MERGE_QUANTS
 from amct_onnx.passes.name_nodes import NAME_NODES
 from amct_onnx.passes.normalise_gemm import NORMALISE_GEMM
+from amct_onnx.passes.observe import Feeds, observe
+from amct_onnx.passes.quantize_weights import FIND_WEIGHT_SCALES, STORE_INTEGER_WEIGHTS
 from amct_onnx.passes.remove_identities import REMOVE_IDENTITIES
 from amct_onnx.passes.split_shared import SPLIT_SHARED
 from amct_onnx.passes.state import Pass
@@ -23,3 +30,24 @@ PREPARE: tuple[Pass, ...] = (
 
 FUSE: tuple[Pass, ...] = (FUSE_BATCH_NORM,)
 """Folds what the plan allows; after it the float graph is final."""
+
+
+def calibrate(feeds: Feeds) -> tuple[Pass, ...]:
+    """Fills in the parameters of every layer from calibration data."""
+    return (
+        FIND_WEIGHT_SCALES,  # first: activations are observed behind quantized weights
+        observe(feeds),
+        FIT_BIASES,
+    )
+
+
+DEPLOY: tuple[Pass, ...] = (
+    INSERT_QUANT,
+    INSERT_DEQUANT,  # biases too: their scale is the dequantization scale
+    STORE_INTEGER_WEIGHTS,
+    MERGE_QUANTS,
+)
+"""Rewrites the float graph into Ascend's deploy form."""
+
+FAKE_QUANT: tuple[Pass, ...] = (*DEPLOY, LOWER_ASCEND)
+"""Rewrites the float graph into one of standard operators that computes what the chip will."""

@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+from amct_onnx.kernels.adaround import AdaRound
 from amct_onnx.kernels.arq import Arq
+from amct_onnx.kernels.dmq import Dmq
 from amct_onnx.kernels.hfmg import Hfmg
 from amct_onnx.kernels.ifmr import Ifmr
+from amct_onnx.kernels.nuq import Nuq
 from amct_onnx.kernels.quant_params import QuantParams
 from amct_onnx.passes.graph import Graph
 
@@ -19,12 +22,14 @@ class LayerPlan:
     name, op_type: the node.
     activation: algorithm for input 0; `asymmetric` is decided.
     weight: algorithm for the weight; `channel_wise` is decided. AveragePool has no weight and ignores it.
+    balancer: moves outliers from the input to the weight; None for no balancing.
     """
 
     name: str
     op_type: str
     activation: Ifmr | Hfmg
-    weight: Arq
+    weight: Arq | AdaRound | Nuq
+    balancer: Dmq | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

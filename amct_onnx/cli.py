@@ -1,0 +1,202 @@
+"""The command line: `amct_onnx calibration`, `plan` and `compare`."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from amct_onnx.errors import AmctError, ConfigError, DataError
+
+_DTYPES = (
+    *("float64", "float32", "float16", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"),
+    "bool",
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit status: 0 done, 1 an error that is explained, 2 wrong usage."""
+    options = _parser().parse_args(arguments)
+    _set_up_log(options.verbose, options.quiet)
+    command: Callable[[argparse.Namespace], None] = options.command
+    try:
+        command(options)
+    except AmctError as error:
+        print(f"amct_onnx: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="amct_onnx", description="Quantize ONNX models for Huawei Ascend NPUs.", epilog="amct_onnx COMMAND --help"
+    )
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    _add_calibration(commands.add_parser("calibration", help="quantize a model with calibration data"))
+    _add_plan(commands.add_parser("plan", help="show what would be quantized, and why the rest would not"))
+    _add_compare(commands.add_parser("compare", help="compare a quantized model with the float one"))
+    for command in commands.choices.values():
+        command.add_argument("-v", "--verbose", action="store_true", help="tell every step")
+        command.add_argument("-q", "--quiet", action="store_true", help="tell warnings and errors only")
+    return parser
+
+
+def _add_calibration(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Quantize a model; writes <save_path>_deploy_model.onnx, _fake_quant_model.onnx, _record.txt and _config.json."
+    )
+    parser.add_argument("--model", required=True, help="the float model, an .onnx file")
+    parser.add_argument("--save_path", required=True, help="directory and prefix of what is written, e.g. out/net")
+    parser.add_argument("--calibration_config", help="a .cfg or JSON file; without it the engine's own preset is used")
+    parser.add_argument("--batch_num", type=int, help="batches to use; 1 for --data_dir, all for --data")
+    _add_data(parser)
+    parser.add_argument("--evaluator", help=argparse.SUPPRESS)
+    parser.set_defaults(command=_calibration)
+
+
+def _add_data(parser: argparse.ArgumentParser) -> None:
+    data = parser.add_argument_group("calibration data", "either --data, or the other three together")
+    data.add_argument("--data", help="a .npz or .npy file, or a directory of .npz, .npy or raw files")
+    data.add_argument("--data_dir", help="directories of raw files, one per input: 'dir1;dir2'")
+    data.add_argument("--data_types", help=f"element types, one per input: 'float32;int64' ({', '.join(_DTYPES)})")
+    data.add_argument("--input_shape", help="names and shapes of the inputs: 'name1:n,c,h,w;name2:n,k'")
+
+
+def _add_plan(parser: argparse.ArgumentParser) -> None:
+    parser.description = "Show for every layer how it would be quantized, or why not. Needs no data and writes nothing."
+    parser.add_argument("model", help="the float model, an .onnx file")
+    parser.add_argument("--config", help="a .cfg or JSON file; without it the engine's own preset is used")
+    parser.add_argument("--all", action="store_true", help="list also the nodes whose operator is never quantized")
+    parser.set_defaults(command=_plan)
+
+
+def _add_compare(parser: argparse.ArgumentParser) -> None:
+    parser.description = "Run the float and the fake-quant model over data and show the differences."
+    parser.add_argument("model", help="the float model")
+    parser.add_argument("quantized", help="the fake-quant model")
+    parser.add_argument("--batch_num", type=int, help="batches to use; all without it")
+    _add_data(parser)
+    parser.set_defaults(command=_compare)
+
+
+def _calibration(options: argparse.Namespace) -> None:
+    from amct_onnx.quantize import quantize_onnx
+
+    if options.evaluator:
+        raise ConfigError(
+            "--evaluator is not available yet; give the data with --data, or --data_dir and its companions"
+        )
+    source, batch_num = _data_source(options)
+    if options.calibration_config is None and batch_num is not None:
+        result = quantize_onnx(options.model, calibration=source, save_path=options.save_path, batch_num=batch_num)
+    else:
+        result = quantize_onnx(
+            options.model, options.calibration_config, calibration=source, save_path=options.save_path
+        )
+    from amct_onnx.report.tables import error_table
+
+    _show(error_table(result.output_errors, "fake-quant against float, first batch"))
+    for path in (result.deploy_model, result.fake_quant_model, result.record, result.config):
+        print(path)
+
+
+def _plan(options: argparse.Namespace) -> None:
+    from dataclasses import replace
+
+    from amct_onnx.formats.config_source import load_config
+    from amct_onnx.formats.model_file import read_model
+    from amct_onnx.passes.manager import run_passes
+    from amct_onnx.passes.pipelines import FUSE
+    from amct_onnx.planning import make_plan
+    from amct_onnx.quantize import final_plan, prepare
+    from amct_onnx.report.tables import plan_table
+
+    state = prepare(read_model(options.model))
+    state = replace(state, plan=make_plan(state, load_config(options.config)))
+    op_types = {node.name: node.op for node in state.graph.nodes}
+    run_passes(FUSE, state)
+    plan = final_plan(state)
+    op_types.update({name: "" for name in plan.skipped if name not in op_types})
+    _show(plan_table(plan, op_types, everything=options.all))
+
+
+def _compare(options: argparse.Namespace) -> None:
+    from amct_onnx.data import checked_feeds, input_specs
+    from amct_onnx.formats.model_file import read_model
+    from amct_onnx.report.compare import compare_models
+    from amct_onnx.report.tables import error_table
+
+    model = read_model(options.model)
+    source, batch_num = _data_source(options)
+    feeds = checked_feeds(source, input_specs(model), batch_num)
+    found = compare_models(model, read_model(options.quantized), feeds)
+    _show(error_table(found.layers, "layers, worst first", worst_first=True))
+    _show(error_table(found.outputs, "outputs"))
+
+
+def _data_source(options: argparse.Namespace) -> tuple[object, int | None]:
+    """The data that the options name, and how many batches to take: AMCT's form takes 1 unless told otherwise."""
+    three = {"--data_dir": options.data_dir, "--data_types": options.data_types, "--input_shape": options.input_shape}
+    if options.data is not None:
+        if given := [name for name, value in three.items() if value is not None]:
+            raise ConfigError(f"--data excludes {', '.join(given)}")
+        return options.data, options.batch_num
+    if missing := [name for name, value in three.items() if value is None]:
+        raise ConfigError(
+            f"give --data, or all of --data_dir, --data_types and --input_shape (missing: {', '.join(missing)})"
+        )
+    return _raw_source(options), options.batch_num or 1
+
+
+def _raw_source(options: argparse.Namespace) -> object:
+    from amct_onnx.data import InputSpec, raw_feeds
+
+    shapes = [_shape_of(part) for part in options.input_shape.split(";") if part]
+    folders = [Path(part) for part in options.data_dir.split(";") if part]
+    types = [part.strip() for part in options.data_types.split(";") if part]
+    if not len(shapes) == len(folders) == len(types):
+        raise ConfigError(
+            f"--input_shape names {len(shapes)} inputs, --data_dir {len(folders)} directories, --data_types "
+            f"{len(types)} types; give one of each per input"
+        )
+    for name in types:
+        if name not in _DTYPES:
+            raise DataError(f"--data_types: {name!r} is not one of {', '.join(_DTYPES)}")
+    specs = [
+        InputSpec(name=name, dtype=np.dtype(dtype), shape=shape)
+        for (name, shape), dtype in zip(shapes, types, strict=True)
+    ]
+    return raw_feeds(folders, specs)
+
+
+def _shape_of(part: str) -> tuple[str, tuple[int, ...]]:
+    """One entry of --input_shape: the last colon separates the dimensions, since names may hold colons."""
+    name, colon, dims = part.rpartition(":")
+    try:
+        shape = tuple(int(d) for d in dims.split(","))
+    except ValueError:
+        shape = ()
+    if not colon or not name or not shape or min(shape) < 1:
+        raise ConfigError(f"--input_shape: {part!r} is not of the form name:n,c,h,w with positive numbers")
+    return name, shape
+
+
+def _show(table: object) -> None:
+    """Print a table; where the output is no terminal, wide enough that nothing is cut."""
+    from rich.console import Console
+
+    console = Console() if sys.stdout.isatty() else Console(width=160)
+    console.print(table)
+
+
+def _set_up_log(verbose: bool, quiet: bool) -> None:
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(levelname)s %(message)s" if verbose else "%(message)s"))
+    log = logging.getLogger("amct_onnx")
+    log.handlers[:] = [handler]
+    log.setLevel(logging.DEBUG if verbose else logging.WARNING if quiet else logging.INFO)
+    log.propagate = False

@@ -1,0 +1,31 @@
+"""What stands behind the integer arithmetic: the scale of its result, and the bias on that scale."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from amct_onnx.kernels.quant_params import truncate_to_s19
+
+_INT32 = np.iinfo(np.int32)
+
+
+def dequant_scale(
+    activation: NDArray[np.float32], weight: NDArray[np.float32] | np.float32, *, fp16: bool = False
+) -> NDArray[np.float32]:
+    """scale_d * scale_w as float32 [1] or [Cout]; `fp16` keeps the 10 bits of mantissa that the chip's unit has."""
+    scale = np.atleast_1d(np.float32(activation) * np.asarray(weight, np.float32)).astype(np.float32)
+    return truncate_to_s19(scale) if fp16 else scale
+
+
+def bias_fits(bias: NDArray[Any], scale: NDArray[np.float32]) -> bool:
+    """Whether every value of `bias` [Cout] lies in int32 on its scale."""
+    levels = np.round(bias.astype(np.float64) / scale)
+    return bool(((levels >= _INT32.min) & (levels <= _INT32.max)).all())
+
+
+def quantize_bias(bias: NDArray[Any], scale: NDArray[np.float32]) -> NDArray[np.int32]:
+    """round_half_even(bias / scale) as int32, same shape as `bias`; the caller has made sure that it fits."""
+    return np.round(bias.astype(np.float32) / scale).astype(np.int64).astype(np.int32)

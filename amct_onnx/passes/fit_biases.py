@@ -1,0 +1,64 @@
+"""Makes every bias fit into int32 on its scale, scale_d * scale_w, or leaves the layer float.
+
+A channel of tiny weights and a large bias gets a coarser weight scale: its weights matter little beside its bias.
+AMCT stops with an error there.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from amct_onnx.kernels.dequant import bias_fits
+from amct_onnx.passes.graph import Node, constant_input
+from amct_onnx.passes.insert_dequant import scale_of
+from amct_onnx.passes.invariants import ACTIVATIONS_KNOWN, PLANNED, WEIGHTS_KNOWN
+from amct_onnx.passes.layers import bias_input, has_weight
+from amct_onnx.passes.state import Pass, QuantState
+
+_SMALLEST = float(np.finfo(np.float32).tiny)
+"""Smallest normal float32: the chip takes no denormal scales."""
+
+_LARGEST_BIAS = float(2**31 - 2**8)
+"""Largest level that is safe whatever the last digits of the scale round to in float32."""
+
+
+def _run(state: QuantState) -> None:
+    nodes = {node.name: node for node in state.graph.nodes}
+    for layer in state.layers():
+        node = nodes[layer.name]
+        place = bias_input(state.graph, node) if has_weight(node) else None
+        bias = None if place is None else constant_input(*place)
+        if bias is not None and not bias_fits(bias, scale_of(state, node)):
+            _coarsen(state, node, bias.astype(np.float64))
+        if reason := _why_not_scale(state, node, bias):
+            state.left_float[layer.name] = reason
+
+
+def _coarsen(state: QuantState, node: Node, bias: NDArray[np.float64]) -> None:
+    """Raise the weight scale of the channels whose bias does not fit, where each channel has its own."""
+    params = state.weights[node.name]
+    if params.axis is None:
+        return
+    needed = np.abs(bias) / (_LARGEST_BIAS * float(state.activations[node.name].scale))
+    raised = np.maximum(params.scale, needed.astype(np.float32))
+    channels = np.flatnonzero(raised > params.scale)
+    state.weights[node.name] = replace(params, scale=raised)
+    listed = ", ".join(map(str, channels[:5])) + (", ..." if len(channels) > 5 else "")
+    state.remarks[node.name] = f"coarser weights in channel {listed}: the bias would leave int32 on their own scale"
+
+
+def _why_not_scale(state: QuantState, node: Node, bias: NDArray[np.float32] | None) -> str | None:
+    scale = scale_of(state, node)
+    if not (np.isfinite(scale) & (scale >= _SMALLEST)).all():
+        return "the product of its activation and weight scale is no normal float32"
+    if bias is None or bias_fits(bias, scale):
+        return None
+    worst = int(np.argmax(np.abs(bias.astype(np.float64)) / scale))
+    on = float(np.broadcast_to(scale, bias.shape)[worst])
+    return f"its bias leaves int32 (channel {worst}: {float(bias[worst]):.4g} on a scale of {on:.4g})"
+
+
+FIT_BIASES = Pass(name="fit biases", run=_run, requires=(PLANNED, ACTIVATIONS_KNOWN, WEIGHTS_KNOWN), ensures=(PLANNED,))

@@ -1,0 +1,135 @@
+"""Runs the calibration data through the model and lets an observer look at the input of every layer.
+
+The model is the float one with fake-quantized weights, as AMCT calibrates it (ConvTranspose keeps float weights
+there). Batches are streamed: nothing is kept of them but the state of the observers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from amct_onnx.kernels.hfmg import Hfmg, HfmgObserver
+from amct_onnx.kernels.ifmr import Ifmr, IfmrObserver
+from amct_onnx.kernels.quant_params import QuantParams, dequantize, round_to_fp16
+from amct_onnx.passes.graph import Graph, Node, set_constant
+from amct_onnx.passes.invariants import ACTIVATIONS_KNOWN, PLANNED, STANDARD_ONLY, WEIGHTS_KNOWN
+from amct_onnx.passes.layers import channels_first, channels_restored, has_weight, weight_of
+from amct_onnx.passes.quantize_weights import integers_of
+from amct_onnx.passes.session import open_session, run_session
+from amct_onnx.passes.state import LayerPlan, Pass, QuantState
+
+Feeds = Iterable[Mapping[str, NDArray[Any]]]
+
+
+class Observer(Protocol):
+    """Looks at a tensor batch by batch; its state has a constant size and can be merged."""
+
+    count: int
+    finite: bool
+
+    def update(self, array: NDArray[Any]) -> None:
+        """Take in one batch."""
+        ...
+
+    def params(self) -> QuantParams:
+        """Scale and offset after all that was seen."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Watch:
+    """An observer, the tensor it looks at, and the layers that it serves."""
+
+    tensor: str
+    observer: Observer
+    layers: list[str]
+
+
+def observe(feeds: Feeds) -> Pass:
+    """The pass that fills in the activation parameters from `feeds`."""
+
+    def run(state: QuantState) -> None:
+        watches = _watches(state)
+        model = _calibration_graph(state, watches).to_model()
+        session = open_session(model, "the calibration model")
+        names = [output.name for output in session.get_outputs()]
+        for batch, feed in enumerate(feeds):
+            values = dict(zip(names, run_session(session, feed, f"calibration batch {batch}"), strict=True))
+            for watch in watches:
+                watch.observer.update(feed[watch.tensor] if watch.tensor in feed else values[watch.tensor])
+        for watch in watches:
+            _conclude(state, watch)
+
+    return Pass(
+        name="observe",
+        run=run,
+        requires=(PLANNED, WEIGHTS_KNOWN, STANDARD_ONLY),
+        ensures=(ACTIVATIONS_KNOWN,),
+    )
+
+
+def _watches(state: QuantState) -> list[_Watch]:
+    """One observer for each tensor and way of observing it."""
+    nodes = {node.name: node for node in state.graph.nodes}
+    found: dict[tuple[str, Ifmr | Hfmg], _Watch] = {}
+    for layer in state.layers():
+        tensor = nodes[layer.name].inputs[0].name
+        key = (tensor, layer.activation)
+        if key not in found:
+            found[key] = _Watch(tensor=tensor, observer=_observer_for(layer), layers=[])
+        found[key].layers.append(layer.name)
+    return list(found.values())
+
+
+def _observer_for(layer: LayerPlan) -> Observer:
+    asymmetric = layer.activation.asymmetric
+    assert asymmetric is not None, "the plan decides it"
+    if isinstance(layer.activation, Ifmr):
+        return IfmrObserver(layer.activation, asymmetric=asymmetric)
+    return HfmgObserver(layer.activation, asymmetric=asymmetric)
+
+
+def _calibration_graph(state: QuantState, watches: Iterable[_Watch]) -> Graph:
+    """A copy of the graph with fake-quantized weights and the watched tensors as outputs."""
+    graph = state.graph.copy()
+    planned = state.plan.layers
+    for node in graph.nodes:
+        if node.name in planned and has_weight(node) and node.op != "ConvTranspose":
+            set_constant(node.inputs[1], _fake_quantized(state, node))
+    fed = {tensor.name for tensor in graph.inputs}
+    seen = {tensor.name for tensor in graph.outputs} | fed
+    tensors = {tensor.name: tensor for node in graph.nodes for tensor in node.outputs}
+    for watch in watches:
+        if watch.tensor not in seen:
+            seen.add(watch.tensor)
+            graph.outputs.append(tensors[watch.tensor])
+    return graph
+
+
+def _fake_quantized(state: QuantState, node: Node) -> NDArray[Any]:
+    params = state.weights[node.name]
+    weight = weight_of(node)
+    fake = dequantize(channels_first(node, integers_of(state, node)), params)
+    return channels_restored(node, fake).astype(weight.dtype)
+
+
+def _conclude(state: QuantState, watch: _Watch) -> None:
+    """Write the parameters into the table, or leave the layers float where none can be found."""
+    reason = None
+    if not watch.observer.finite:
+        reason = f"its input {watch.tensor!r} holds NaN or inf on the calibration data"
+    elif watch.observer.count == 0:
+        reason = f"its input {watch.tensor!r} is empty on the calibration data"
+    for layer in watch.layers:
+        if reason is not None:
+            state.left_float[layer] = reason
+            continue
+        params = watch.observer.params()
+        if state.plan.fp16_scales:
+            params = replace(params, scale=np.asarray(round_to_fp16(params.scale), np.float32))
+        state.activations[layer] = params

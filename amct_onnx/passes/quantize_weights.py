@@ -1,0 +1,74 @@
+"""Finds the scales of the weights, and stores the weights as integers."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from amct_onnx.errors import ModelError
+from amct_onnx.kernels.arq import Arq, arq
+from amct_onnx.kernels.quant_params import FLT_EPS, QuantParams, quantize
+from amct_onnx.passes.graph import Array, Node, constant_input, set_input
+from amct_onnx.passes.invariants import PLANNED, UNSHARED, WEIGHTS_KNOWN
+from amct_onnx.passes.layers import bias_input, channels_first, channels_restored, has_weight, weight_of
+from amct_onnx.passes.state import Pass, QuantState
+
+_IDLE_SCALE = np.float32(2.0**-10)
+"""Scale of channels without weights where no other channel of the layer has any."""
+
+
+def _find_scales(state: QuantState) -> None:
+    nodes = {node.name: node for node in state.graph.nodes}
+    for layer in state.layers():
+        node = nodes[layer.name]
+        if not has_weight(node):
+            continue
+        assert isinstance(layer.weight, Arq), "the plan lets no other algorithm through"
+        _require_finite(state, node)
+        weight = channels_first(node, weight_of(node))
+        params = arq(weight, axis=0 if layer.weight.channel_wise else None, num_bits=layer.weight.num_bits)
+        state.weights[layer.name] = _with_usable_scales(params, weight)
+
+
+def _require_finite(state: QuantState, node: Node) -> None:
+    for what, (holder, index) in (("weight", (node, 1)), ("bias", bias_input(state.graph, node) or (node, 1))):
+        values = constant_input(holder, index)
+        if values is not None and not np.isfinite(values).all():
+            kind = "NaN" if np.isnan(values).any() else "inf"
+            raise ModelError(f"the {what} {holder.inputs[index].name!r} of layer {node.name!r} holds {kind}")
+
+
+def _with_usable_scales(params: QuantParams, weight: Array) -> QuantParams:
+    """Give channels whose weights are all but zero the scale of the others.
+
+    AMCT sets their scale to 1; the bias, on scale_d * scale_w, would then be rounded as coarsely as the activations.
+    """
+    magnitude = np.abs(weight.astype(np.float32)).reshape(*params.scale.shape, -1).max(axis=-1)
+    idle = (params.scale == 1.0) & (magnitude < params.q_max * FLT_EPS)
+    if not idle.any():
+        return params
+    others = params.scale[~idle]
+    scale = np.where(idle, others.max() if others.size else _IDLE_SCALE, params.scale)
+    return replace(params, scale=scale.astype(np.float32))
+
+
+def integers_of(state: QuantState, node: Node) -> Array:
+    """The layer's weight as integers, in its own layout."""
+    return channels_restored(node, quantize(channels_first(node, weight_of(node)), state.weights[node.name]))
+
+
+def _store_integers(state: QuantState) -> None:
+    nodes = {node.name: node for node in state.graph.nodes}
+    for layer in state.layers():
+        node = nodes[layer.name]
+        if has_weight(node):
+            set_input(node, 1, state.graph.new_constant(node.inputs[1].name, integers_of(state, node)))
+
+
+FIND_WEIGHT_SCALES = Pass(
+    name="find weight scales", run=_find_scales, requires=(PLANNED, UNSHARED), ensures=(WEIGHTS_KNOWN,)
+)
+STORE_INTEGER_WEIGHTS = Pass(
+    name="store integer weights", run=_store_integers, requires=(PLANNED, UNSHARED, WEIGHTS_KNOWN)
+)

@@ -1,0 +1,61 @@
+"""Opens models in onnxruntime, large ones too, and puts its complaints into a sentence of ours."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+from numpy.typing import NDArray
+
+from amct_onnx.errors import ModelError
+
+_PROTOBUF_LIMIT = 2_000_000_000
+"""Bytes above which a model is not handed over as one message."""
+
+
+def open_session(model: onnx.ModelProto | Path, what: str, *, optimize: bool = True) -> onnxruntime.InferenceSession:
+    """A session over a model in memory or in a file.
+
+    Raises:
+        ModelError: onnxruntime does not accept the model; `what` says which.
+    """
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    if not optimize:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    try:
+        if isinstance(model, Path):
+            return onnxruntime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
+        if model.ByteSize() < _PROTOBUF_LIMIT:
+            return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        return _open_large(model, options)
+    except Exception as error:
+        raise ModelError(f"onnxruntime does not accept {what}: {error}") from error
+
+
+def run_session(
+    session: onnxruntime.InferenceSession, feed: Mapping[str, NDArray[Any]], what: str
+) -> list[NDArray[Any]]:
+    """Every output for one feed.
+
+    Raises:
+        ModelError: the run fails; `what` says where.
+    """
+    try:
+        return [np.asarray(value) for value in session.run(None, dict(feed))]
+    except Exception as error:
+        raise ModelError(f"onnxruntime fails to run the model on {what}: {error}") from error
+
+
+def _open_large(model: onnx.ModelProto, options: onnxruntime.SessionOptions) -> onnxruntime.InferenceSession:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.onnx"
+        copy = onnx.ModelProto()
+        copy.CopyFrom(model)
+        onnx.save_model(copy, str(path), save_as_external_data=True, location="weights")
+        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])

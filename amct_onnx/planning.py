@@ -1,0 +1,248 @@
+"""From what the user asks for to one decision per layer, and one sentence for every node left out.
+
+Precedence, whole blocks at a time: override_layer_configs, override_layer_types, common_config. For `asymmetric`
+also common_config where the algorithm is the same, then activation_offset. A request in common_config that a layer
+cannot honour is dropped with a note; the same request in an override is an error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+from onnx import TensorProto
+
+from amct_onnx.config import LayerConfig, QuantConfig
+from amct_onnx.errors import ConfigError, ModelError, NotAvailableError, located, nearest
+from amct_onnx.kernels.adaround import AdaRound
+from amct_onnx.kernels.arq import Arq
+from amct_onnx.kernels.dmq import Dmq
+from amct_onnx.kernels.hfmg import Hfmg
+from amct_onnx.kernels.ifmr import Ifmr
+from amct_onnx.kernels.nuq import Nuq
+from amct_onnx.passes.graph import Node
+from amct_onnx.passes.layer_types import PER_CHANNEL, is_of_type, says_rank
+from amct_onnx.passes.layers import spatial_axes, why_not
+from amct_onnx.passes.shapes import TensorType, infer_types
+from amct_onnx.passes.state import LayerPlan, QuantPlan, QuantState
+
+
+def make_plan(state: QuantState, config: QuantConfig) -> QuantPlan:
+    """Decide for every node of a prepared graph.
+
+    Raises:
+        ConfigError: the configuration names a layer that is not there, or asks an override for what it cannot have.
+        NotAvailableError: a valid request that the engine does not carry out yet.
+        ModelError: nothing is left to quantize.
+    """
+    _refuse_unavailable(config)
+    _check_names(state, config)
+    layers: dict[str, LayerPlan] = {}
+    disabled: dict[str, LayerPlan] = {}
+    skipped = dict(state.gone)
+    notes: dict[str, tuple[str, ...]] = {}
+    types = infer_types(state.graph)
+    for node in state.graph.nodes:
+        if reason := why_not(node) or _why_not_type(node, types):
+            skipped[node.name] = reason
+            if node.name in config.override_layer_configs and node.name not in _disabled_by_list(config):
+                raise ConfigError(f"override_layer_configs names {node.name!r}, which cannot be quantized: {reason}")
+            continue
+        decided = _Request.of(node, config).decide()
+        if reason := _why_disabled(node, config):
+            disabled[node.name] = decided.layer
+            skipped[node.name] = reason
+            continue
+        _check_available(decided.layer)
+        layers[node.name] = decided.layer
+        if decided.notes:
+            notes[node.name] = decided.notes
+    for holder, node in state.graph.body_nodes():
+        name = f"{holder.name}/{node.name or node.op}"
+        skipped[name] = f"inside the body of {holder.op} {holder.name!r}; bodies stay float"
+    if not layers:
+        raise ModelError(_nothing_left(skipped, disabled))
+    return QuantPlan(
+        layers=layers,
+        disabled=disabled,
+        skipped=skipped,
+        notes=notes,
+        batch_num=config.batch_num,
+        do_fusion=config.do_fusion,
+        wide_fusion=config.wide_fusion,
+        skip_fusion=frozenset(config.skip_fusion_layers),
+        fp16_scales=config.fakequant_precision_mode == "FORCE_FP16_QUANT",
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Decided:
+    layer: LayerPlan
+    notes: tuple[str, ...]
+
+
+class _Request:
+    """The block that applies to one layer, and how its wishes become decisions."""
+
+    def __init__(self, node: Node, config: QuantConfig, block: LayerConfig, source: str | None) -> None:
+        self.node, self.config, self.block = node, config, block
+        self.source = source  # the override that the block comes from; None for common_config
+        self.notes: list[str] = []
+
+    @classmethod
+    def of(cls, node: Node, config: QuantConfig) -> _Request:
+        if node.name in config.override_layer_configs:
+            return cls(node, config, config.override_layer_configs[node.name], f"layer {node.name!r}")
+        axes = spatial_axes(node)
+        types = [name for name in config.override_layer_types if is_of_type(name, node.op, axes)]
+        if types:
+            name = sorted(types, key=says_rank)[-1]  # Conv2d says more than Conv
+            return cls(node, config, config.override_layer_types[name], f"layer type {name!r}")
+        return cls(node, config, config.common_config, None)
+
+    def decide(self) -> _Decided:
+        layer = LayerPlan(
+            name=self.node.name,
+            op_type=self.node.op,
+            activation=replace(self._activation(), asymmetric=self._asymmetric()),
+            weight=self._weight(),
+            balancer=self._balancer(),
+        )
+        return _Decided(layer=layer, notes=tuple(self.notes))
+
+    def _cannot(self, request: str, instead: str) -> None:
+        """The layer cannot honour `request`: an error where an override asked for it, else a note."""
+        if self.source is not None:
+            raise ConfigError(f"{self.source}: {request} is not possible for {self._what()}; {instead}")
+        self.notes.append(f"{request} of common_config is not possible for {self._what()}; {instead}")
+
+    def _what(self) -> str:
+        axes = spatial_axes(self.node)
+        return self.node.op if axes is None else f"a {axes}-D {self.node.op}"
+
+    def _activation(self) -> Ifmr | Hfmg:
+        activation = self.block.activation
+        if activation.num_bits == 16 and self.node.op not in ("Conv", "ConvTranspose", "Gemm"):
+            self._cannot("dst_type INT16", "its activations have 8 bits")
+            return replace(activation, num_bits=8)
+        return activation
+
+    def _asymmetric(self) -> bool:
+        own, common = self.block.activation, self.config.common_config.activation
+        if self.node.op == "Conv" and spatial_axes(self.node) == 3:
+            if own.asymmetric:
+                self._cannot("asymmetric: true", "its activations are symmetric")
+            return False
+        if own.asymmetric is not None:
+            return own.asymmetric
+        if type(own) is type(common) and common.asymmetric is not None:
+            return common.asymmetric
+        return self.config.activation_offset
+
+    def _weight(self) -> Arq | AdaRound | Nuq:
+        weight = self.block.weight
+        if isinstance(weight, Nuq):
+            return weight
+        if isinstance(weight, AdaRound) and not self._can_round():
+            self._cannot("ada_quantize", "its weights are quantized by arq_quantize")
+            weight = Arq()
+        per_channel = self.node.op in PER_CHANNEL
+        channel_wise = per_channel if weight.channel_wise is None else weight.channel_wise
+        if channel_wise and not per_channel:
+            self._cannot("channel_wise: true", "its weights have one scale")
+            channel_wise = False
+        num_bits = weight.num_bits
+        if num_bits in (6, 7) and not (self.node.op == "Conv" and spatial_axes(self.node) == 2):
+            self._cannot(f"quant_bits: {num_bits}", "its weights have 8 bits")
+            num_bits = 8
+        return replace(weight, channel_wise=channel_wise, num_bits=num_bits)
+
+    def _can_round(self) -> bool:
+        return self.node.op in ("Gemm", "MatMul") or (
+            self.node.op in ("Conv", "ConvTranspose") and spatial_axes(self.node) == 2
+        )
+
+    def _balancer(self) -> Dmq | None:
+        if self.block.balancer is not None and self.node.op == "AveragePool":
+            self._cannot("dmq_balancer", "it has no weight to balance with")
+            return None
+        return self.block.balancer
+
+
+def _why_not_type(node: Node, types: dict[str, TensorType]) -> str | None:
+    """Layers without weights tell their element type by their input only."""
+    if node.op != "AveragePool" or node.inputs[0].name not in types:
+        return None
+    found = types[node.inputs[0].name].elem_type
+    if found in (TensorProto.FLOAT, TensorProto.UNDEFINED):
+        return None
+    return f"its input is {TensorProto.DataType.Name(found).lower()}; only float32 pooling is quantized"
+
+
+def _why_disabled(node: Node, config: QuantConfig) -> str | None:
+    if node.name in config.skip_layers:
+        return "listed in skip_layers"
+    for name in config.skip_layer_types:
+        if is_of_type(name, node.op, spatial_axes(node)):
+            return f"its type is listed in skip_layer_types as {name!r}"
+    if config.only_layers is not None and node.name not in config.only_layers:
+        return "not enabled by the configuration (quant_enable)"
+    return None
+
+
+def _disabled_by_list(config: QuantConfig) -> set[str]:
+    """Layers with a block of their own that the configuration switches off all the same."""
+    off = set(config.skip_layers)
+    if config.only_layers is not None:
+        off |= set(config.override_layer_configs) - set(config.only_layers)
+    return off
+
+
+def _refuse_unavailable(config: QuantConfig) -> None:
+    for asked, name in (
+        (config.joint_quant, "joint_quant"),
+        (config.tensor_quantize, "tensor_quantize"),
+        (config.nuq_config, "nuq_config"),
+    ):
+        if asked:
+            raise NotAvailableError(f"{name} is not available yet; remove it from the configuration")
+
+
+def _check_available(layer: LayerPlan) -> None:
+    missing = {
+        "nuq_quantize": isinstance(layer.weight, Nuq),
+        "ada_quantize": isinstance(layer.weight, AdaRound),
+        "dmq_balancer": layer.balancer is not None,
+        f"{layer.activation.num_bits}-bit activations": layer.activation.num_bits != 8,
+        "4-bit weights": isinstance(layer.weight, Arq) and layer.weight.num_bits == 4,
+    }
+    with located(f"layer {layer.name!r}"):
+        for name, asked in missing.items():
+            if asked:
+                raise NotAvailableError(f"{name} is not available yet; remove it from the configuration")
+
+
+def _check_names(state: QuantState, config: QuantConfig) -> None:
+    known = {node.name for node in state.graph.nodes} | set(state.gone)
+    for field, names in (
+        ("skip_layers", config.skip_layers),
+        ("skip_fusion_layers", config.skip_fusion_layers),
+        ("override_layer_configs", config.override_layer_configs),
+        ("only_layers", config.only_layers or ()),
+    ):
+        _check_known(field, names, known)
+
+
+def _check_known(field: str, names: Iterable[str], known: set[str]) -> None:
+    for name in names:
+        if name not in known:
+            raise ConfigError(f"{field} names {name!r}, but the model has no node of that name{nearest(name, known)}")
+
+
+def _nothing_left(skipped: dict[str, str], disabled: dict[str, LayerPlan]) -> str:
+    shown = [f"{name!r}: {skipped[name]}" for name in disabled]
+    shown += [f"{name!r}: {reason}" for name, reason in skipped.items() if not reason.endswith("can be quantized")]
+    if not shown:
+        return "the model has no layer that can be quantized: no Conv, ConvTranspose, Gemm, MatMul or AveragePool"
+    more = f"; and {len(shown) - 5} more" if len(shown) > 5 else ""
+    return f"no layer is left to quantize: {'; '.join(dict.fromkeys(shown[:5]))}{more}"

@@ -1,0 +1,70 @@
+"""Tells how far a run is: a bar on a terminal, a few lines in the log elsewhere."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+_log = logging.getLogger("amct_onnx")
+
+T = TypeVar("T")
+
+
+class Progress:
+    """Reports phases, and within a phase how many batches are through.
+
+    bar: draw a bar on standard error; None does so where that is a terminal.
+    """
+
+    def __init__(self, bar: bool | None = None) -> None:
+        self._bar = sys.stderr.isatty() if bar is None else bar
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """A step without countable parts."""
+        started = time.perf_counter()
+        yield
+        _log.info("%s: %.1f s", name, time.perf_counter() - started)
+
+    def track(self, batches: Iterable[T], name: str, total: int | None) -> Iterator[T]:
+        """Hand the batches on, and report each that is through."""
+        return self._draw(batches, name, total) if self._bar else self._say(batches, name, total)
+
+    def _draw(self, batches: Iterable[T], name: str, total: int | None) -> Iterator[T]:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+        from rich.progress import Progress as Bar
+
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[rate]}"),
+            TimeRemainingColumn(),
+        )
+        started = time.perf_counter()
+        with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
+            task = bar.add_task(name, total=total, rate="")
+            for done, batch in enumerate(batches, 1):
+                yield batch
+                rate = done / max(time.perf_counter() - started, 1e-9)
+                bar.update(task, advance=1, rate=f"{rate:.1f} batches/s")
+
+    def _say(self, batches: Iterable[T], name: str, total: int | None) -> Iterator[T]:
+        """A line every ten seconds, and one at the end."""
+        started = said = time.perf_counter()
+        done = 0
+        for done, batch in enumerate(batches, 1):
+            yield batch
+            now = time.perf_counter()
+            if now - said >= 10:
+                said = now
+                left = (
+                    "" if total is None else f" of {total}, about {(now - started) / done * (total - done):.0f} s left"
+                )
+                _log.info("%s: %d batches%s", name, done, left)
+        _log.info("%s: %d batches in %.1f s", name, done, time.perf_counter() - started)

@@ -1,0 +1,312 @@
+"""quantize_onnx: from a float model, a configuration and calibration data to everything that is written."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+
+from amct_onnx.config import LayerConfig, QuantConfig, with_options
+from amct_onnx.data import CalibrationSource, Feed, checked_feeds, input_specs
+from amct_onnx.errors import DataError, ModelError, OutputError
+from amct_onnx.formats.amct_json import format_json
+from amct_onnx.formats.config_source import load_config
+from amct_onnx.formats.model_file import read_model, staged, write_model
+from amct_onnx.formats.record import LayerRecord, format_record
+from amct_onnx.kernels.quant_params import QuantParams
+from amct_onnx.passes.convert_opset import with_accepted_opset
+from amct_onnx.passes.graph import Graph
+from amct_onnx.passes.layers import has_weight
+from amct_onnx.passes.manager import run_passes
+from amct_onnx.passes.pipelines import DEPLOY, FAKE_QUANT, FUSE, PREPARE, calibrate
+from amct_onnx.passes.state import LayerPlan, Pass, QuantPlan, QuantState
+from amct_onnx.planning import make_plan
+from amct_onnx.progress import Progress
+from amct_onnx.report.compare import Comparison, TensorError, compare_models
+
+_log = logging.getLogger("amct_onnx")
+
+_SAME = 60.0
+"""SQNR in dB above which a model that was only rewritten counts as computing the same."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerParams:
+    """What was found for one layer.
+
+    activation: scale and offset of its input, per tensor.
+    weight: scale of its weight, [] or [Cout]; None for a layer without one.
+    """
+
+    activation: QuantParams
+    weight: QuantParams | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QuantizeResult:
+    """What `quantize_onnx` made.
+
+    deploy_model, fake_quant_model: paths where `save_path` was given, else models in memory.
+    record, config: paths where `save_path` was given, else the texts.
+    plan: the final decisions: `layers` are quantized, `skipped` says of every other node why not.
+    params: layer -> scales and offsets.
+    output_errors: output -> difference between the float and the fake-quant model, on the first calibration batch.
+    layer_errors: layer -> the same, where it was asked for.
+    """
+
+    deploy_model: Path | onnx.ModelProto
+    fake_quant_model: Path | onnx.ModelProto
+    record: Path | str
+    config: Path | str
+    plan: QuantPlan
+    params: Mapping[str, LayerParams]
+    output_errors: Mapping[str, TensorError]
+    layer_errors: Mapping[str, TensorError] = field(default_factory=dict)
+
+
+def quantize_onnx(
+    model: str | os.PathLike[str] | onnx.ModelProto,
+    cfg: str | os.PathLike[str] | Mapping[str, Any] | QuantConfig | None = None,
+    *,
+    calibration: CalibrationSource | None = None,
+    save_path: str | os.PathLike[str] | None = None,
+    measure_layers: bool = False,
+    progress: bool | None = None,
+    **options: Any,
+) -> QuantizeResult:
+    """Quantize a float ONNX model after training.
+
+    Args:
+        model: an .onnx file, or a model in memory, which stays untouched.
+        cfg: a .cfg or JSON file of AMCT, a dict in the shape of either, a QuantConfig, or None for the engine's own
+            preset.
+        calibration: representative inputs; `amct_onnx.data` lists the forms that are taken.
+        save_path: directory and prefix of the files to write (`out/net` gives out/net_deploy_model.onnx, ...); None
+            keeps the results in memory.
+        measure_layers: also compare every layer of the fake-quant model with the float one.
+        progress: draw a progress bar; None does so on a terminal.
+        options: fields of QuantConfig that replace what `cfg` says.
+
+    Raises:
+        ConfigError, ModelError, DataError, OutputError, NotAvailableError: each names what was found, where, and what
+            is allowed. No file is left behind.
+    """
+    show = Progress(progress)
+    source = read_model(model)
+    config = with_options(load_config(cfg), options)
+    target = None if save_path is None else _Target.of(save_path)
+    with show.phase("prepare"):
+        state = prepare(source)
+        state = replace(state, plan=make_plan(state, config))
+        run_passes(FUSE, state)
+    first, feeds = _first_and_all(calibration, source, state.plan.batch_num)
+    _require_same(source, state, first)
+    run_passes(calibrate(show.track(feeds, "calibrate", _batch_count(calibration, state.plan.batch_num))), state)
+    state = replace(state, plan=final_plan(state))
+    with show.phase("write and verify"):
+        results = _Results(
+            deploy=_rewritten(state, DEPLOY),
+            fake_quant=_rewritten(state, FAKE_QUANT),
+            record=format_record(_records(state)),
+            config=format_json(config, _json_layers(state.plan)),
+        )
+        return _finish(source, state, results, target, first, measure_layers)
+
+
+def prepare(source: onnx.ModelProto) -> QuantState:
+    """The model as a graph in the engine's normal form, computing the same.
+
+    Raises:
+        ModelError: the model is quantized already, or its opset cannot be converted.
+    """
+    for node in source.graph.node:
+        if node.op_type.startswith("Ascend"):
+            raise ModelError(f"the model is quantized already: node {node.name!r} is {node.op_type}")
+    state = QuantState(graph=Graph.of_model(with_accepted_opset(source)))
+    run_passes(PREPARE, state)
+    return state
+
+
+def final_plan(state: QuantState) -> QuantPlan:
+    """The plan with what the passes found out.
+
+    Raises:
+        ModelError: no layer is left to quantize.
+    """
+    plan = state.plan
+    skipped = {**plan.skipped, **state.gone, **state.left_float}
+    notes = dict(plan.notes)
+    for name, remark in state.remarks.items():
+        if name in plan.layers:
+            notes[name] = (*notes.get(name, ()), remark)
+        elif name not in state.gone:
+            skipped[name] = remark
+    if all(name in state.left_float for name in plan.layers):
+        listed = "; ".join(f"{name!r}: {reason}" for name, reason in list(state.left_float.items())[:5])
+        raise ModelError(f"no layer is left to quantize: {listed}")
+    for name, reason in state.left_float.items():
+        _log.warning("layer %r stays float: %s", name, reason)
+    layers = {name: layer for name, layer in plan.layers.items() if name not in state.left_float}
+    return replace(plan, layers=layers, skipped=skipped, notes=notes)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Target:
+    """Where the files go."""
+
+    directory: Path
+    prefix: str
+
+    @classmethod
+    def of(cls, save_path: str | os.PathLike[str]) -> _Target:
+        directory, prefix = os.path.split(os.fspath(save_path))
+        if not os.fspath(save_path):
+            raise OutputError("save_path is empty; give a directory and a prefix, such as out/net")
+        return cls(directory=Path(directory or "."), prefix=f"{prefix}_" if prefix else "")
+
+    def name(self, ending: str) -> str:
+        return f"{self.prefix}{ending}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Results:
+    deploy: onnx.ModelProto
+    fake_quant: onnx.ModelProto
+    record: str
+    config: str
+
+
+def _first_and_all(
+    calibration: CalibrationSource | None, source: onnx.ModelProto, batch_num: int | None
+) -> tuple[Feed, Iterator[Feed]]:
+    if calibration is None:
+        raise DataError("calibration data are needed: calibration=... takes arrays, feeds, a data reader or a path")
+    feeds = checked_feeds(calibration, input_specs(source), batch_num)
+    first = next(feeds)
+    return first, itertools.chain([first], feeds)
+
+
+def _batch_count(calibration: CalibrationSource | None, batch_num: int | None) -> int | None:
+    """Number of batches, as far as it can be known beforehand."""
+    if batch_num is not None:
+        return batch_num
+    return len(calibration) if isinstance(calibration, (list, tuple)) else None
+
+
+def _require_same(source: onnx.ModelProto, state: QuantState, feed: Feed) -> None:
+    """The rewritten float graph must still compute what the model does; tells also whether the model runs at all."""
+    found = compare_models(source, state.graph.to_model(), [feed], layers=False)
+    for name, error in found.outputs.items():
+        if error.sqnr < _SAME and error.largest > 1e-4:
+            raise ModelError(
+                f"preparing the model changed output {name!r} ({error.sqnr:.1f} dB); "
+                "an operator was converted or folded wrongly, please report the model"
+            )
+
+
+def _rewritten(state: QuantState, passes: tuple[Pass, ...]) -> onnx.ModelProto:
+    copy = replace(state, graph=state.graph.copy())
+    run_passes(passes, copy)
+    return copy.graph.to_model()
+
+
+def _records(state: QuantState) -> dict[str, LayerRecord]:
+    nodes = {node.name: node for node in state.graph.nodes}
+    return {layer.name: _record(state, layer, has_weight(nodes[layer.name])) for layer in state.layers()}
+
+
+def _record(state: QuantState, layer: LayerPlan, weighted: bool) -> LayerRecord:
+    activation = state.activations[layer.name]
+    scales = state.weights[layer.name].scale.ravel() if weighted else np.ones(1, np.float32)
+    return LayerRecord(
+        scale_d=float(activation.scale),
+        offset_d=int(activation.offset),
+        scale_w=tuple(float(s) for s in scales),
+        offset_w=(0,) * len(scales),
+        act_type=f"INT{activation.num_bits}",
+        wts_type=f"INT{state.weights[layer.name].num_bits}" if weighted else None,
+    )
+
+
+def _json_layers(plan: QuantPlan) -> dict[str, tuple[bool, LayerConfig]]:
+    """Every layer that can be quantized: whether it is, and how it is or would be."""
+    both = [(True, layer) for layer in plan.layers.values()] + [(False, layer) for layer in plan.disabled.values()]
+    return {
+        layer.name: (
+            enabled,
+            LayerConfig(activation=layer.activation, weight=layer.weight, balancer=layer.balancer),
+        )
+        for enabled, layer in both
+    }
+
+
+def _finish(
+    source: onnx.ModelProto,
+    state: QuantState,
+    results: _Results,
+    target: _Target | None,
+    feed: Feed,
+    measure_layers: bool,
+) -> QuantizeResult:
+    """Write the files if asked to, load them again, run them, and only then put them into place."""
+    if target is None:
+        found = _verified(source, results.deploy, results.fake_quant, feed, measure_layers)
+        return _result(state, found, results.deploy, results.fake_quant, results.record, results.config)
+    names = [target.name(e) for e in ("deploy_model.onnx", "fake_quant_model.onnx", "record.txt", "config.json")]
+    with staged(target.directory, names) as stage:
+        paths = [stage / name for name in names]
+        write_model(results.deploy, paths[0])
+        write_model(results.fake_quant, paths[1])
+        paths[2].write_text(results.record, encoding="utf-8")
+        paths[3].write_text(results.config, encoding="utf-8")
+        found = _verified(source, read_model(paths[0]), read_model(paths[1]), feed, measure_layers)
+    deploy, fake_quant, record, config = (target.directory / name for name in names)
+    return _result(state, found, deploy, fake_quant, record, config)
+
+
+def _verified(
+    source: onnx.ModelProto, deploy: onnx.ModelProto, fake_quant: onnx.ModelProto, feed: Feed, measure_layers: bool
+) -> Comparison:
+    """Run the fake-quant model against the float one, and check that the deploy model has the same ends.
+
+    Raises:
+        ModelError: the outputs are not finite although those of the float model are, or have other names.
+    """
+    ends = [[value.name for value in (*m.graph.input, *m.graph.output)] for m in (deploy, fake_quant)]
+    if ends[0] != ends[1]:
+        raise ModelError(f"the deploy model's inputs and outputs are {ends[0]}, the fake-quant model's {ends[1]}")
+    return compare_models(source, fake_quant, [feed], layers=measure_layers)
+
+
+def _result(
+    state: QuantState,
+    found: Comparison,
+    deploy: Path | onnx.ModelProto,
+    fake_quant: Path | onnx.ModelProto,
+    record: Path | str,
+    config: Path | str,
+) -> QuantizeResult:
+    plan = state.plan
+    for name, error in found.outputs.items():
+        _log.info("output %r: %.1f dB, cosine %.6f", name, error.sqnr, error.cosine)
+    _log.info("%d layers quantized, %d nodes left as they are", len(plan.layers), len(plan.skipped))
+    return QuantizeResult(
+        deploy_model=deploy,
+        fake_quant_model=fake_quant,
+        record=record,
+        config=config,
+        plan=plan,
+        params={
+            name: LayerParams(activation=state.activations[name], weight=state.weights.get(name))
+            for name in plan.layers
+        },
+        output_errors=found.outputs,
+        layer_errors=found.layers,
+    )

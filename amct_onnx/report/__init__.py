@@ -1,0 +1,1 @@
+"""What was done and how well: errors of layers and outputs, tables."""

@@ -1,0 +1,145 @@
+"""How far a quantized model is from the float one: at its outputs, and at the output of every layer."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from amct_onnx.errors import ModelError
+from amct_onnx.passes.session import open_session, run_session
+
+_QUANTIZED_ENDS = (".fakedequant.cast", ".fakedequant.mul", ".dequant")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TensorError:
+    """Difference of a tensor from its float twin, over all data.
+
+    sqnr: 10 * log10(sum(x^2) / sum((x - y)^2)) in dB; inf where they are equal.
+    cosine: of the angle between both, in [-1, 1]; 1 where both are zero.
+    largest: the largest absolute difference.
+    """
+
+    sqnr: float
+    cosine: float
+    largest: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison:
+    """Errors of the outputs, and of the layers that both models have; in the order of the float model."""
+
+    outputs: Mapping[str, TensorError]
+    layers: Mapping[str, TensorError]
+
+
+def compare_models(
+    reference: onnx.ModelProto,
+    other: onnx.ModelProto,
+    feeds: Iterable[Mapping[str, NDArray[Any]]],
+    *,
+    layers: bool = True,
+) -> Comparison:
+    """Run both models over `feeds` and compare their outputs and, where `layers`, what their layers give.
+
+    Raises:
+        ModelError: the models have no output in common, or one of them does not run.
+    """
+    outputs = [value.name for value in reference.graph.output if value.name in {v.name for v in other.graph.output}]
+    if not outputs:
+        raise ModelError("the two models have no output of the same name")
+    twins = _layer_twins(reference, other) if layers else {}
+    ours = open_session(_exposing(reference, [pair[0] for pair in twins.values()]), "the float model")
+    theirs = open_session(_exposing(other, [pair[1] for pair in twins.values()]), "the quantized model")
+    names = [[out.name for out in session.get_outputs()] for session in (ours, theirs)]
+    sums: dict[tuple[str, str], _Sums] = {}
+    for batch, feed in enumerate(feeds):
+        x = dict(zip(names[0], run_session(ours, feed, f"batch {batch}"), strict=True))
+        y = dict(zip(names[1], run_session(theirs, feed, f"batch {batch}"), strict=True))
+        for name in outputs:
+            sums.setdefault(("output", name), _Sums()).add(x[name], y[name])
+        for layer, (here, there) in twins.items():
+            sums.setdefault(("layer", layer), _Sums()).add(x[here], y[there])
+    return Comparison(
+        outputs={name: s.error() for (kind, name), s in sums.items() if kind == "output"},
+        layers={name: s.error() for (kind, name), s in sums.items() if kind == "layer"},
+    )
+
+
+@dataclass(slots=True)
+class _Sums:
+    """Running sums over batches, in float64."""
+
+    xx: float = 0.0
+    yy: float = 0.0
+    xy: float = 0.0
+    noise: float = 0.0
+    largest: float = field(default=0.0)
+
+    def add(self, x: NDArray[Any], y: NDArray[Any]) -> None:
+        if x.shape != y.shape:
+            raise ModelError(f"outputs of different shapes: {list(x.shape)} and {list(y.shape)}")
+        if x.size == 0 or x.dtype.kind not in "fiub":
+            return
+        a, b = x.astype(np.float64).ravel(), y.astype(np.float64).ravel()
+        difference = a - b
+        self.xx += float(a @ a)
+        self.yy += float(b @ b)
+        self.xy += float(a @ b)
+        self.noise += float(difference @ difference)
+        self.largest = max(self.largest, float(np.abs(difference).max()))
+
+    def error(self) -> TensorError:
+        if math.isnan(self.noise):
+            return TensorError(sqnr=math.nan, cosine=math.nan, largest=math.nan)
+        norm = math.sqrt(self.xx) * math.sqrt(self.yy)
+        cosine = self.xy / norm if norm > 0 else float(self.xx == self.yy)
+        return TensorError(sqnr=_decibels(self.xx, self.noise), cosine=min(1.0, cosine), largest=self.largest)
+
+
+def _decibels(signal: float, noise: float) -> float:
+    if noise == 0:
+        return math.inf
+    return 10 * math.log10(signal / noise) if signal > 0 else -math.inf
+
+
+def _layer_twins(reference: onnx.ModelProto, other: onnx.ModelProto) -> dict[str, tuple[str, str]]:
+    """Layer -> the tensor it gives in the float model, and in the other.
+
+    A quantized layer's tensor on its integer scale keeps the float name, unless it was an output of the model.
+    """
+    known = {name for node in reference.graph.node for name in node.output}
+    twins = {}
+    for node in other.graph.node:
+        layer = _layer_behind(node.name)
+        if layer is None or layer in twins:
+            continue
+        result, scaled = node.output[0], node.input[0]
+        if node.name.endswith(".cast"):
+            scaled = next(n.input[0] for n in other.graph.node if node.input[0] in n.output)
+        float_name = result if result in known else scaled
+        if float_name in known:
+            twins[layer] = (float_name, result)
+    return twins
+
+
+def _layer_behind(name: str) -> str | None:
+    return next((name.removesuffix(end) for end in _QUANTIZED_ENDS if name.endswith(end)), None)
+
+
+def _exposing(model: onnx.ModelProto, tensors: Iterable[str]) -> onnx.ModelProto:
+    """A copy of the model with more outputs."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    present = {value.name for value in copy.graph.output}
+    for name in tensors:
+        if name not in present:
+            present.add(name)
+            copy.graph.output.add().name = name
+    return copy

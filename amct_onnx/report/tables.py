@@ -1,0 +1,60 @@
+"""What the terminal shows: the plan, and the errors of a quantized model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from rich.table import Table
+from rich.text import Text
+
+from amct_onnx.kernels.ifmr import Ifmr
+from amct_onnx.passes.state import LayerPlan, QuantPlan
+from amct_onnx.report.compare import TensorError
+
+
+def plan_table(plan: QuantPlan, op_types: Mapping[str, str], *, everything: bool) -> Table:
+    """A row for every layer, and for every node left out that somebody might ask about.
+
+    op_types: node -> operator. everything: also the nodes whose operator is never quantized.
+    """
+    table = Table(title=f"{len(plan.layers)} layers to quantize", title_justify="left")
+    for column in ("node", "operator", "input", "weight", "reason or note"):
+        table.add_column(column, overflow="fold")
+    for name, op_type in op_types.items():
+        if name in plan.layers:
+            layer = plan.layers[name]
+            _row(table, name, op_type, _activation(layer), _weight(layer), "; ".join(plan.notes.get(name, ())))
+        elif name in plan.skipped and (everything or not plan.skipped[name].endswith("operator that can be quantized")):
+            _row(table, name, op_type, "float", "", plan.skipped[name])
+    return table
+
+
+def error_table(errors: Mapping[str, TensorError], title: str, *, worst_first: bool = False) -> Table:
+    """A row for every tensor or layer: SQNR in dB, cosine, largest difference."""
+    table = Table(title=title, title_justify="left")
+    table.add_column("name", overflow="fold")
+    for column in ("SQNR (dB)", "cosine", "largest difference"):
+        table.add_column(column, justify="right")
+    rows = sorted(errors.items(), key=lambda item: item[1].sqnr) if worst_first else list(errors.items())
+    for name, error in rows:
+        table.add_row(Text(name), f"{error.sqnr:.2f}", f"{error.cosine:.6f}", f"{error.largest:.4g}")
+    return table
+
+
+def _row(table: Table, *cells: str) -> None:
+    """Names hold brackets and other marks: they are shown as they are, not as markup."""
+    table.add_row(*(Text(cell) for cell in cells))
+
+
+def _activation(layer: LayerPlan) -> str:
+    algorithm = "ifmr" if isinstance(layer.activation, Ifmr) else "hfmg"
+    sign = "asymmetric" if layer.activation.asymmetric else "symmetric"
+    return f"int{layer.activation.num_bits} {sign} {algorithm}"
+
+
+def _weight(layer: LayerPlan) -> str:
+    if layer.op_type == "AveragePool":
+        return ""
+    weight = layer.weight
+    bits = getattr(weight, "num_bits", 8)
+    return f"int{bits} {'per channel' if getattr(weight, 'channel_wise', False) else 'per tensor'}"
