@@ -7,13 +7,7 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from amct_onnx.config import AdaRound as AdaRound
-    from amct_onnx.config import Arq as Arq
-    from amct_onnx.config import Dmq as Dmq
-    from amct_onnx.config import Hfmg as Hfmg
-    from amct_onnx.config import Ifmr as Ifmr
     from amct_onnx.config import LayerConfig as LayerConfig
-    from amct_onnx.config import Nuq as Nuq
     from amct_onnx.config import NuqConfig as NuqConfig
     from amct_onnx.config import QuantConfig as QuantConfig
     from amct_onnx.config import TensorConfig as TensorConfig
@@ -25,13 +19,25 @@ if TYPE_CHECKING:
     from amct_onnx.errors import OutputError as OutputError
     from amct_onnx.errors import PassError as PassError
     from amct_onnx.errors import RecordError as RecordError
+    from amct_onnx.kernels.adaround import AdaRound as AdaRound
+    from amct_onnx.kernels.arq import Arq as Arq
+    from amct_onnx.kernels.dmq import Dmq as Dmq
+    from amct_onnx.kernels.hfmg import Hfmg as Hfmg
+    from amct_onnx.kernels.ifmr import Ifmr as Ifmr
+    from amct_onnx.kernels.nuq import Nuq as Nuq
     from amct_onnx.quantize import QuantizeResult as QuantizeResult
     from amct_onnx.quantize import quantize_onnx as quantize_onnx
     from amct_onnx.report.compare import compare_models as compare_models
 
 # Where each name lives. Loaded on first use: importing the package stays cheap.
 _HOMES = {
-    "amct_onnx.config": "AdaRound Arq Dmq Hfmg Ifmr LayerConfig Nuq NuqConfig QuantConfig TensorConfig",
+    "amct_onnx.config": "LayerConfig NuqConfig QuantConfig TensorConfig",
+    "amct_onnx.kernels.adaround": "AdaRound",
+    "amct_onnx.kernels.arq": "Arq",
+    "amct_onnx.kernels.dmq": "Dmq",
+    "amct_onnx.kernels.hfmg": "Hfmg",
+    "amct_onnx.kernels.ifmr": "Ifmr",
+    "amct_onnx.kernels.nuq": "Nuq",
     "amct_onnx.errors": "AmctError ConfigError DataError ModelError NotAvailableError OutputError PassError "
     "RecordError",
     "amct_onnx.quantize": "QuantizeResult quantize_onnx",

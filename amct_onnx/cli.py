@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from amct_onnx.data import CalibrationSource, InputSpec, checked_feeds, input_specs, raw_feeds
 from amct_onnx.errors import AmctError, ConfigError, DataError
 
 _DTYPES = (
@@ -125,7 +126,6 @@ def _plan(options: argparse.Namespace) -> None:
 
 
 def _compare(options: argparse.Namespace) -> None:
-    from amct_onnx.data import checked_feeds, input_specs
     from amct_onnx.formats.model_file import read_model
     from amct_onnx.report.compare import compare_models
     from amct_onnx.report.tables import error_table
@@ -138,7 +138,7 @@ def _compare(options: argparse.Namespace) -> None:
     _show(error_table(found.outputs, "outputs"))
 
 
-def _data_source(options: argparse.Namespace) -> tuple[object, int | None]:
+def _data_source(options: argparse.Namespace) -> tuple[CalibrationSource, int | None]:
     """The data that the options name, and how many batches to take: AMCT's form takes 1 unless told otherwise."""
     three = {"--data_dir": options.data_dir, "--data_types": options.data_types, "--input_shape": options.input_shape}
     if options.data is not None:
@@ -152,9 +152,7 @@ def _data_source(options: argparse.Namespace) -> tuple[object, int | None]:
     return _raw_source(options), options.batch_num or 1
 
 
-def _raw_source(options: argparse.Namespace) -> object:
-    from amct_onnx.data import InputSpec, raw_feeds
-
+def _raw_source(options: argparse.Namespace) -> CalibrationSource:
     shapes = [_shape_of(part) for part in options.input_shape.split(";") if part]
     folders = [Path(part) for part in options.data_dir.split(";") if part]
     types = [part.strip() for part in options.data_types.split(";") if part]

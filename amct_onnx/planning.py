@@ -58,7 +58,9 @@ def make_plan(state: QuantState, config: QuantConfig) -> QuantPlan:
         if decided.notes:
             notes[node.name] = decided.notes
     for holder, node in state.graph.body_nodes():
-        name = f"{holder.name}/{node.name or node.op}"
+        name = (
+            node.name if node.name and node.name not in {*skipped, *layers} else f"{holder.name}/{node.name or node.op}"
+        )
         skipped[name] = f"inside the body of {holder.op} {holder.name!r}; bodies stay float"
     if not layers:
         raise ModelError(_nothing_left(skipped, disabled))

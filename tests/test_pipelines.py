@@ -8,7 +8,7 @@ from amct_onnx.passes.graph import Graph
 from amct_onnx.passes.manager import run_passes
 from amct_onnx.passes.pipelines import DEPLOY, FAKE_QUANT, FUSE, PREPARE, calibrate
 from amct_onnx.passes.state import Invariant, Pass, QuantState
-from tests.graphs import model
+from graphs import model
 
 # Every graph consists of standard operators until the deploy pipeline inserts others, and the plan names nodes that
 # it saw in the prepared graph.

@@ -7,17 +7,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from amct_onnx.kernels.quant_params import truncate_to_s19
-
 _INT32 = np.iinfo(np.int32)
 
 
-def dequant_scale(
-    activation: NDArray[np.float32], weight: NDArray[np.float32] | np.float32, *, fp16: bool = False
-) -> NDArray[np.float32]:
-    """scale_d * scale_w as float32 [1] or [Cout]; `fp16` keeps the 10 bits of mantissa that the chip's unit has."""
-    scale = np.atleast_1d(np.float32(activation) * np.asarray(weight, np.float32)).astype(np.float32)
-    return truncate_to_s19(scale) if fp16 else scale
+def dequant_scale(activation: NDArray[np.float32], weight: NDArray[np.float32] | np.float32) -> NDArray[np.float32]:
+    """scale_d * scale_w, multiplied in float32: [1] or [Cout]."""
+    product = np.asarray(activation, np.float32) * np.asarray(weight, np.float32)
+    return np.atleast_1d(product).astype(np.float32)
 
 
 def bias_fits(bias: NDArray[Any], scale: NDArray[np.float32]) -> bool:

@@ -2,9 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from amct_onnx.errors import DataError
 from amct_onnx.kernels.checks import require_bool, require_choice
+from amct_onnx.kernels.compiled import compiled
+from amct_onnx.kernels.quant_params import FLT_EPS, QuantParams, params_from_range
+
+BLOCK = 512  # values per round of the counting kernel
+LANES = 4  # histograms side by side: increments of one and the same bin would wait for each other
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,3 +35,211 @@ class Hfmg:
         require_choice("num_of_bins", self.num_of_bins, (1024, 2048, 4096, 8192))
         require_bool("asymmetric", self.asymmetric, optional=True)
         require_choice("num_bits of the activations", self.num_bits, (4, 8, 16))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Histogram:
+    """Equal bins from `low` to `high`, both float32; `counts` is int64 [bins]."""
+
+    low: float
+    high: float
+    counts: NDArray[np.int64]
+
+
+class HfmgObserver:
+    """Watches a tensor batch by batch and finds its range as AMCT's HFMG does.
+
+    The first batch sets the range of the histogram; when a later one is wider, the bins are poured into wider ones, each
+    into two at the most. As in AMCT the result therefore depends a little on the split and the order of the batches.
+    Counts are exact integers, where AMCT's float32 stop growing at 2^24.
+    """
+
+    def __init__(self, params: Hfmg, *, asymmetric: bool) -> None:
+        """Start empty; `asymmetric` is the decision that `params` may leave open."""
+        self.count = 0  # finite values seen
+        self.finite = True  # False once a NaN or an infinity was seen; these values count for nothing else
+        self._settings = params
+        self._asymmetric = asymmetric
+        self._histogram: _Histogram | None = None
+
+    def update(self, array: ArrayLike) -> None:
+        """Take in one batch of any shape; fp16 and float64 are converted to float32."""
+        with np.errstate(over="ignore"):  # a float64 beyond float32 becomes an infinity, and is noted as such below
+            values = np.require(array, np.float32, ["C", "A", "W"]).reshape(-1)
+        if values.size and not (math.isfinite(values.min()) and math.isfinite(values.max())):
+            self.finite = False
+            values = values[np.isfinite(values)]
+        if values.size == 0:
+            return
+        self.count += values.size
+        low, high = self._cover(float(values.min()), float(values.max()))
+        self._pour(_Histogram(low=low, high=high, counts=count(values, low, high, self._settings.num_of_bins)))
+
+    def merge(self, other: HfmgObserver) -> None:
+        """Pour in what `other`, made with the same parameters, has seen, as if it were one batch.
+
+        Raises:
+            ValueError: it was made with other parameters.
+        """
+        if (self._settings, self._asymmetric) != (other._settings, other._asymmetric):
+            raise ValueError("only observers with the same parameters can be merged")
+        self.count += other.count
+        self.finite = self.finite and other.finite
+        if other._histogram is not None:
+            low, high = self._cover(other._histogram.low, other._histogram.high)
+            self._pour(_rebinned(other._histogram, low, high))
+
+    def _cover(self, low: float, high: float) -> tuple[float, float]:
+        """The range [low, high] together with what was seen so far."""
+        if self._histogram is None:
+            return low, high
+        return min(low, self._histogram.low), max(high, self._histogram.high)
+
+    def _pour(self, batch: _Histogram) -> None:
+        """Add a batch whose histogram covers the old range too."""
+        if self._histogram is not None:
+            batch.counts[:] += _rebinned(self._histogram, batch.low, batch.high).counts
+        self._histogram = batch
+
+    def params(self) -> QuantParams:
+        """The scale and the offset of the best range.
+
+        Raises:
+            DataError: no finite value was seen.
+        """
+        if self._histogram is None:
+            raise DataError("no value was observed, so no range can be found")
+        histogram, num_bits = self._histogram, self._settings.num_bits
+        low, high = search(histogram.counts, histogram.low, histogram.high, num_bits=num_bits)
+        return params_from_range(low, high, asymmetric=self._asymmetric, num_bits=num_bits)
+
+
+def _downscaled(low: float, high: float) -> float:
+    """A power of two that keeps float32 arithmetic on this range from overflowing."""
+    return 2.0**-32 if high / 2 - low / 2 > 2.0**100 else 1.0
+
+
+def count(values: NDArray[np.float32], low: float, high: float, bins: int) -> NDArray[np.int64]:
+    """The histogram of `values` [n], which lie in [low, high], over equal bins; bin edges fall as in torch.histc."""
+    if low == high:
+        return np.bincount([0], [values.size], bins).astype(np.int64)
+    factor = _downscaled(low, high)
+    if factor != 1.0:
+        values = values * np.float32(factor)
+    counts = np.zeros(LANES * bins, np.int64)
+    _count(values, np.float32(low * factor), np.float32(high * factor) - np.float32(low * factor), counts)
+    return np.asarray(counts.reshape(LANES, bins).sum(axis=0))
+
+
+@compiled
+def _count(values: NDArray[np.float32], low: np.float32, span: np.float32, counts: NDArray[np.int64]) -> None:
+    bins = np.int32(counts.size // LANES)
+    slots = np.empty(BLOCK, np.uint32)
+    lanes = np.empty(BLOCK, np.int32)
+    for i in range(BLOCK):
+        lanes[i] = (i % LANES) * bins
+    for start in range(0, values.size, BLOCK):
+        block = values[start : start + BLOCK]
+        for i in range(block.size):
+            position = np.int32((block[i] - low) * np.float32(bins) / span)
+            slots[i] = np.uint32(lanes[i] + min(position, np.int32(bins - 1)))
+        for i in range(block.size):
+            slot = slots[i]
+            counts[slot] = counts[slot] + 1
+
+
+def _rebinned(histogram: _Histogram, low: float, high: float) -> _Histogram:
+    """The same counts over the wider range [low, high], with float32 edges as in AMCT.
+
+    A bin that lies across two new ones is divided between them as if its values were spread evenly, rounded down for the
+    lower one.
+    """
+    same_low = math.isclose(low, histogram.low, abs_tol=FLT_EPS)
+    if same_low and math.isclose(high, histogram.high, abs_tol=FLT_EPS):
+        return _Histogram(low=low, high=high, counts=histogram.counts.copy())
+    bins = histogram.counts.size
+    factor = _downscaled(low, high)
+    start, end, new_start, new_end = (np.float32(edge * factor) for edge in (histogram.low, histogram.high, low, high))
+    width, new_width = (end - start) / np.float32(bins), (new_end - new_start) / np.float32(bins)
+    edges = start + np.arange(bins + 1, dtype=np.float32) * width
+    into = np.clip((edges - new_start) // new_width, 0, bins - 1).astype(np.int64)
+    lower, upper = into[:-1], into[1:]
+    split = np.flatnonzero(lower != upper)
+    border = new_start + (lower[split] + 1).astype(np.float32) * new_width
+    share = np.clip((border - edges[split]) / (edges[split + 1] - edges[split]), 0, 1)
+    below = histogram.counts.copy()
+    below[split] = (histogram.counts[split].astype(np.float32) * share).astype(np.int64)
+    counts = np.zeros(bins, np.int64)
+    np.add.at(counts, lower, below)
+    np.add.at(counts, upper, histogram.counts - below)
+    return _Histogram(low=low, high=high, counts=counts)
+
+
+def search(counts: NDArray[Any], low: float, high: float, *, num_bits: int) -> tuple[float, float]:
+    """The clipped range that loses the least, among those that greedy shrinking passes through.
+
+    Args:
+        counts: values per bin [bins].
+        low: lower edge of the first bin.
+        high: upper edge of the last bin.
+        num_bits: width of the integers.
+
+    Returns:
+        The lower and the upper end of the range.
+    """
+    left, right = _best_window(counts.astype(np.float64), (high - low) / counts.size, 1 << num_bits)
+    width = (high - low) / counts.size
+    return low + left * width, low + (right + 1) * width
+
+
+@compiled
+def _best_window(counts: NDArray[np.float64], width: float, levels: int) -> tuple[int, int]:
+    """First and last bin of the window with the smallest loss.
+
+    Each round takes so many values off both ends and keeps the cut on the side where that took more bins; the full range
+    is no candidate, and the shrinking ends at a quarter of the bins.
+    """
+    bins = counts.size
+    removed = max(1.0, math.ceil(counts.sum() / 100000))
+    edges = np.empty(bins + 1)
+    left, right = 0, bins - 1
+    best_left, best_right, smallest = 0, bins - 1, np.inf
+    while right - left > math.ceil(bins / 4):
+        next_left, next_right = left, right
+        taken = 0.0
+        while next_left < next_right and taken < removed:
+            taken += counts[next_left]
+            next_left += 1
+        taken = 0.0
+        while next_left < next_right and taken < removed:
+            taken += counts[next_right]
+            next_right -= 1
+        if right - next_right >= next_left - left:
+            right = next_right
+        else:
+            left = next_left
+        # AMCT takes steps below float32's resolution for lossless
+        lossless = (right - left + 1) * width / levels < FLT_EPS
+        loss = 0.0 if lossless else _loss(counts, left, right, levels, edges)
+        if loss < smallest:
+            best_left, best_right, smallest = left, right, loss
+    return best_left, best_right
+
+
+@compiled
+def _loss(counts: NDArray[np.float64], left: int, right: int, levels: int, edges: NDArray[np.float64]) -> float:
+    """The squared error of rounding to `levels` steps over the window, all values spread evenly inside their bins.
+
+    In units of a bin. `edges` is room for the integral of the squared distance to the centre of the step that a value
+    falls on, up to each edge of the bins; values outside of the window fall on its first or last step.
+    """
+    step = (right - left + 1) / levels
+    for i in range(edges.size):
+        position = float(i - left)
+        cell = min(max(math.floor(position / step), 0.0), levels - 1.0)
+        distance = position - (cell + 0.5) * step
+        edges[i] = cell * (step**3 / 12) + (distance * distance * distance + (step / 2) ** 3) / 3
+    loss = 0.0
+    for i in range(counts.size):
+        loss += counts[i] * (edges[i + 1] - edges[i])
+    return loss

@@ -1,8 +1,15 @@
-"""Brings a model to an opset that ATC accepts, by onnx's converter; never by changing the number alone."""
+"""Brings a model to an opset that ATC accepts, by onnx's converter; never by changing the number alone.
+
+Operators that are too new for that opset are first written out by the function that the standard defines them with.
+Functions of the model itself are inlined: layers inside them count like any other.
+"""
 
 from __future__ import annotations
 
+from typing import Any
+
 import onnx
+import onnx.inliner
 from onnx import version_converter
 
 from amct_onnx.errors import ModelError
@@ -10,35 +17,83 @@ from amct_onnx.errors import ModelError
 LOWEST, HIGHEST = 11, 18
 """The opsets that ATC reads."""
 
+_EXPANDED = "amct_onnx.expanded"
 
-def opset_of(model: onnx.ModelProto) -> int:
-    """Version of the default operator set.
+
+def with_accepted_opset(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model itself where nothing is to do, else an inlined and converted one.
+
+    The caller compares the numbers of both: the converter is not taken at its word.
 
     Raises:
-        ModelError: the model does not say it.
+        ModelError: the model does not say its opset, or one of its operators cannot be converted.
     """
+    opset = _opset_of(model)
+    if model.functions:
+        model = onnx.inliner.inline_local_functions(model)
+    if LOWEST <= opset <= HIGHEST:
+        return model
+    target = LOWEST if opset < LOWEST else HIGHEST
+    try:
+        return version_converter.convert_version(_expand(model, opset, target), target)
+    except Exception as error:
+        reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
+        raise ModelError(
+            f"the model has opset {opset}; ATC reads {LOWEST} to {HIGHEST}, and it cannot be converted: {reason}. "
+            f"Export it with an opset from {LOWEST} to {HIGHEST}"
+        ) from error
+
+
+def _opset_of(model: onnx.ModelProto) -> int:
     for entry in model.opset_import:
         if entry.domain in ("", "ai.onnx"):
             return int(entry.version)
     raise ModelError("the model imports no version of the ONNX operators (opset_import)")
 
 
-def with_accepted_opset(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The model itself where ATC reads its opset, else a converted one.
-
-    The caller compares the numbers of both: the converter is not taken at its word.
-
-    Raises:
-        ModelError: the converter does not know how to convert one of the operators.
-    """
-    opset = opset_of(model)
-    if LOWEST <= opset <= HIGHEST:
+def _expand(model: onnx.ModelProto, opset: int, target: int) -> onnx.ModelProto:
+    """Write out the operators of `opset` that `target` does not have."""
+    too_new = [node for node in model.graph.node if _is_too_new(node, opset, target)]
+    if not too_new:
         return model
-    target = LOWEST if opset < LOWEST else HIGHEST
-    try:
-        return version_converter.convert_version(model, target)
-    except Exception as error:
-        raise ModelError(
-            f"the model has opset {opset}; ATC reads {LOWEST} to {HIGHEST}, and it cannot be converted: {error}. "
-            f"Export it with an opset from {LOWEST} to {HIGHEST}"
-        ) from error
+    inferred = onnx.shape_inference.infer_shapes(model)
+    copy = onnx.ModelProto()
+    copy.CopyFrom(inferred)
+    types = {v.name: v.type for v in (*copy.graph.input, *copy.graph.value_info, *copy.graph.output)}
+    for tensor in copy.graph.initializer:
+        types[tensor.name] = onnx.helper.make_tensor_type_proto(tensor.data_type, list(tensor.dims))
+    for index, node in enumerate(copy.graph.node):
+        if _is_too_new(node, opset, target) and (body := _function_of(node, opset, types)) is not None:
+            body.domain, body.name = _EXPANDED, f"{node.op_type}_{index}"
+            copy.functions.append(body)
+            node.domain, node.op_type = body.domain, body.name
+            # The attributes are written into the body already where it depends on them.
+            kept = [a for a in node.attribute if a.name in body.attribute]
+            del node.attribute[:]
+            node.attribute.extend(kept)
+    copy.opset_import.append(onnx.helper.make_opsetid(_EXPANDED, 1))
+    inlined = onnx.inliner.inline_local_functions(copy)
+    kept_imports = [entry for entry in inlined.opset_import if entry.domain != _EXPANDED]
+    del inlined.opset_import[:]
+    inlined.opset_import.extend(kept_imports)
+    return inlined
+
+
+def _is_too_new(node: onnx.NodeProto, opset: int, target: int) -> bool:
+    if node.domain not in ("", "ai.onnx") or not onnx.defs.has(node.op_type, max_inclusive_version=opset):
+        return False
+    return not onnx.defs.has(node.op_type, max_inclusive_version=target)
+
+
+def _function_of(node: onnx.NodeProto, opset: int, types: dict[str, onnx.TypeProto]) -> onnx.FunctionProto | None:
+    """The standard's own definition of an operator by older ones, or None where it has none."""
+    schema: Any = onnx.defs.get_schema(node.op_type, opset)  # its stub lacks what functions need
+    function = onnx.FunctionProto()
+    if schema.has_function:
+        function.CopyFrom(schema.function_body)
+    elif schema.has_context_dependent_function:
+        known = [types[name].SerializeToString() if name in types else b"" for name in node.input]
+        function.ParseFromString(schema.get_context_dependent_function(node.SerializeToString(), known))
+    else:
+        return None
+    return function

@@ -12,6 +12,7 @@ from collections.abc import Iterable
 import numpy as np
 import onnx
 import onnxruntime
+from onnx import helper
 
 from amct_onnx.passes.graph import (
     Array,
@@ -48,7 +49,7 @@ def _run(state: QuantState) -> None:
     graph = state.graph
     _lift_constant_nodes(state)
     _evaluate(state)
-    if nodes_of(graph, "Shape", "Size"):
+    if nodes_of(graph, "Shape", "Size", "CastLike"):
         _fold_known_shapes(state)
         _evaluate(state)
 
@@ -129,10 +130,10 @@ def _put_constant(graph: Graph, tensor: Tensor, values: Array) -> None:
 
 
 def _fold_known_shapes(state: QuantState) -> None:
-    """Replace Shape, and Gather or Slice of a Shape, where the dimensions asked for are known."""
+    """Replace Shape, and Gather or Slice of a Shape, where the dimensions asked for are known; CastLike likewise."""
     graph = state.graph
     types = infer_types(graph)
-    for node in nodes_of(graph, "Shape", "Gather", "Slice", "Size"):
+    for node in nodes_of(graph, "Shape", "Gather", "Slice", "Size", "CastLike"):
         values = _known_value(node, types)
         if values is not None and not graph.is_output(node.outputs[0]):
             _put_constant(graph, node.outputs[0], values)
@@ -142,6 +143,11 @@ def _fold_known_shapes(state: QuantState) -> None:
 
 
 def _known_value(node: Node, types: dict[str, TensorType]) -> Array | None:
+    if node.op == "CastLike":
+        values, like = constant(node.inputs[0]), types.get(node.inputs[1].name)
+        return (
+            None if values is None or like is None else values.astype(helper.tensor_dtype_to_np_dtype(like.elem_type))
+        )
     if node.op in ("Shape", "Size"):
         dims = _dims_of(node, types)
         if dims is None or None in dims:

@@ -77,6 +77,7 @@ class Graph:
         for proto in _all_graphs(private.graph):
             _hide_attributes(proto)
             _drop_untensorlike(proto.value_info)
+            _make_dense(proto)
         frame = onnx.ModelProto()
         for field in ("ir_version", "producer_name", "producer_version", "domain", "model_version", "doc_string"):
             setattr(frame, field, getattr(model, field))
@@ -259,6 +260,8 @@ def dense_value(node: Node) -> Array | None:
     (attribute, value), *_ = node.attrs.items()
     if attribute == "value":
         return constant(value)
+    if isinstance(value, str) and value.startswith(_HIDDEN):
+        value = []
     dtype = {"value_float": np.float32, "value_floats": np.float32, "value_int": np.int64, "value_ints": np.int64}
     return np.asarray(value, dtype=dtype[attribute]) if attribute in dtype else None
 
@@ -399,6 +402,17 @@ def _show_attributes(graph: onnx.GraphProto) -> None:
         for attribute in node.attribute:
             if attribute.type == AttributeProto.STRING and attribute.s.startswith(hidden):
                 attribute.ParseFromString(base64.b64decode(attribute.s[len(hidden) :]))
+
+
+def _make_dense(graph: onnx.GraphProto) -> None:
+    """Write sparse initializers out: the library reads them as float64, whatever they are."""
+    for sparse in graph.sparse_initializer:
+        values = onnx.numpy_helper.to_array(sparse.values)
+        indices = onnx.numpy_helper.to_array(sparse.indices)
+        dense = np.zeros(tuple(sparse.dims), values.dtype)
+        dense[np.unravel_index(indices, dense.shape) if indices.ndim == 1 else tuple(indices.T)] = values
+        graph.initializer.append(onnx.numpy_helper.from_array(dense, sparse.values.name))
+    del graph.sparse_initializer[:]
 
 
 def _drop_untensorlike(values: Any) -> None:

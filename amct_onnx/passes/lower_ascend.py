@@ -46,7 +46,7 @@ def _lower_quant(graph: Graph, quant: Node, is_half: bool, names: set[str]) -> N
     prefix = f"{quant.name}.fakequant"
     bits = int(quant.attrs["dst_type"].removeprefix("INT"))
     scale, offset, low, high = (
-        graph.new_constant(unique_name(f"{prefix}.{name}", names), np.float32(value).reshape(()))
+        graph.new_constant(unique_name(f"{prefix}.{name}", names), np.array(value, np.float32))
         for name, value in (
             ("scale", quant.attrs["scale"]),
             ("offset", quant.attrs["offset"]),

@@ -29,8 +29,15 @@ Feeds = Iterable[Mapping[str, NDArray[Any]]]
 class Observer(Protocol):
     """Looks at a tensor batch by batch; its state has a constant size and can be merged."""
 
-    count: int
-    finite: bool
+    @property
+    def count(self) -> int:
+        """Values seen."""
+        ...
+
+    @property
+    def finite(self) -> bool:
+        """Whether none of them was NaN or inf."""
+        ...
 
     def update(self, array: NDArray[Any]) -> None:
         """Take in one batch."""

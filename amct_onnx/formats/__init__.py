@@ -1,0 +1,1 @@
+"""Outside formats: configurations become `QuantConfig`, record files become `LayerRecord`. The only protobuf."""
