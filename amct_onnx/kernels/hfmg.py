@@ -126,26 +126,32 @@ def count(values: NDArray[np.float32], low: float, high: float, bins: int) -> ND
     factor = _downscaled(low, high)
     if factor != 1.0:
         values = values * np.float32(factor)
-    counts = np.zeros(LANES * bins, np.int64)
-    _count(values, np.float32(low * factor), np.float32(high * factor) - np.float32(low * factor), counts)
-    return np.asarray(counts.reshape(LANES, bins).sum(axis=0))
+    counts = np.zeros((LANES, bins), np.int64)
+    slots = np.zeros((2, BLOCK), np.uint32)
+    slots[1] = np.arange(BLOCK) % LANES * bins
+    _count(values, np.float32(low * factor), np.float32(high * factor) - np.float32(low * factor), slots, counts)
+    return np.asarray(counts.sum(axis=0))
 
 
 @compiled
-def _count(values: NDArray[np.float32], low: np.float32, span: np.float32, counts: NDArray[np.int64]) -> None:
-    bins = np.int32(counts.size // LANES)
-    slots = np.empty(BLOCK, np.uint32)
-    lanes = np.empty(BLOCK, np.int32)
-    for i in range(BLOCK):
-        lanes[i] = (i % LANES) * bins
+def _count(
+    values: NDArray[np.float32],
+    low: np.float32,
+    span: np.float32,
+    scratch: NDArray[np.uint32],
+    counts: NDArray[np.int64],
+) -> None:
+    """Count `values` into `counts` [LANES, bins]; the second row of `scratch` says where the lane of a value starts."""
+    bins = counts.shape[1]
+    flat = counts.reshape(-1)
+    slots, lanes = scratch[0], scratch[1]
     for start in range(0, values.size, BLOCK):
         block = values[start : start + BLOCK]
         for i in range(block.size):
             position = np.int32((block[i] - low) * np.float32(bins) / span)
-            slots[i] = np.uint32(lanes[i] + min(position, np.int32(bins - 1)))
+            slots[i] = lanes[i] + np.uint32(min(position, np.int32(bins - 1)))
         for i in range(block.size):
-            slot = slots[i]
-            counts[slot] = counts[slot] + 1
+            flat[slots[i]] = flat[slots[i]] + 1
 
 
 def _rebinned(histogram: _Histogram, low: float, high: float) -> _Histogram:
@@ -187,59 +193,73 @@ def search(counts: NDArray[Any], low: float, high: float, *, num_bits: int) -> t
     Returns:
         The lower and the upper end of the range.
     """
-    left, right = _best_window(counts.astype(np.float64), (high - low) / counts.size, 1 << num_bits)
-    width = (high - low) / counts.size
-    return low + left * width, low + (right + 1) * width
+    bins, levels = counts.size, 1 << num_bits
+    width = (high - low) / bins
+    weights = counts.astype(np.float64)
+    windows = np.zeros((bins, 2), np.int64)
+    # each round gives up at least so many values; the shrinking ends at a quarter of the bins
+    windows = windows[: _shrink(weights, max(1, math.ceil(weights.sum() / 100000)), math.ceil(bins / 4), windows)]
+    losses = np.zeros(len(windows))
+    _losses(weights, windows, levels, np.zeros(bins + 1), losses)
+    # AMCT takes steps below float32's resolution for lossless
+    losses[(windows[:, 1] - windows[:, 0] + 1) * width / levels < FLT_EPS] = 0
+    left, right = windows[np.argmin(losses)]
+    return low + float(left) * width, low + float(right + 1) * width
 
 
 @compiled
-def _best_window(counts: NDArray[np.float64], width: float, levels: int) -> tuple[int, int]:
-    """First and last bin of the window with the smallest loss.
+def _shrink(counts: NDArray[np.float64], share: int, shortest: int, windows: NDArray[np.int64]) -> int:
+    """Write the windows, first and last bin, that greedy shrinking passes through; return how many.
 
-    Each round takes so many values off both ends and keeps the cut on the side where that took more bins; the full range
-    is no candidate, and the shrinking ends at a quarter of the bins.
+    Each round takes `share` values off both ends, and keeps the cut on the side where that took more bins. The full
+    range is none of the windows.
     """
-    bins = counts.size
-    removed = max(1.0, math.ceil(counts.sum() / 100000))
-    edges = np.empty(bins + 1)
-    left, right = 0, bins - 1
-    best_left, best_right, smallest = 0, bins - 1, np.inf
-    while right - left > math.ceil(bins / 4):
+    number = 0
+    left, right = 0, counts.size - 1
+    while right - left > shortest:
         next_left, next_right = left, right
         taken = 0.0
-        while next_left < next_right and taken < removed:
+        while next_left < next_right and taken < share:
             taken += counts[next_left]
             next_left += 1
         taken = 0.0
-        while next_left < next_right and taken < removed:
+        while next_left < next_right and taken < share:
             taken += counts[next_right]
             next_right -= 1
         if right - next_right >= next_left - left:
             right = next_right
         else:
             left = next_left
-        # AMCT takes steps below float32's resolution for lossless
-        lossless = (right - left + 1) * width / levels < FLT_EPS
-        loss = 0.0 if lossless else _loss(counts, left, right, levels, edges)
-        if loss < smallest:
-            best_left, best_right, smallest = left, right, loss
-    return best_left, best_right
+        windows[number, 0] = left
+        windows[number, 1] = right
+        number += 1
+    return number
 
 
 @compiled
-def _loss(counts: NDArray[np.float64], left: int, right: int, levels: int, edges: NDArray[np.float64]) -> float:
-    """The squared error of rounding to `levels` steps over the window, all values spread evenly inside their bins.
+def _losses(
+    counts: NDArray[np.float64],
+    windows: NDArray[np.int64],
+    levels: int,
+    edges: NDArray[np.float64],
+    losses: NDArray[np.float64],
+) -> None:
+    """For each window the squared error of rounding to `levels` steps over it, in units of a bin.
 
-    In units of a bin. `edges` is room for the integral of the squared distance to the centre of the step that a value
-    falls on, up to each edge of the bins; values outside of the window fall on its first or last step.
+    Values are spread evenly inside their bins, and fall on the first or last step outside of the window. `edges`
+    [bins + 1] is room for the integral of the squared distance to the centre of the step, up to each edge of the bins.
     """
-    step = (right - left + 1) / levels
-    for i in range(edges.size):
-        position = float(i - left)
-        cell = min(max(math.floor(position / step), 0.0), levels - 1.0)
-        distance = position - (cell + 0.5) * step
-        edges[i] = cell * (step**3 / 12) + (distance * distance * distance + (step / 2) ** 3) / 3
-    loss = 0.0
-    for i in range(counts.size):
-        loss += counts[i] * (edges[i + 1] - edges[i])
-    return loss
+    for window in range(losses.size):
+        left = windows[window, 0]
+        step = (windows[window, 1] - left + 1) / levels
+        per_step = 1.0 / step
+        full = step * step * step / 12.0
+        for i in range(edges.size):
+            position = float(i - left)
+            cell = min(max(np.floor(position * per_step), 0.0), levels - 1.0)
+            distance = position - (cell + 0.5) * step
+            edges[i] = (cell + 0.5) * full + distance * distance * distance / 3.0
+        loss = 0.0
+        for i in range(counts.size):
+            loss += counts[i] * (edges[i + 1] - edges[i])
+        losses[window] = loss

@@ -21,8 +21,7 @@ BINS = 1 << 14  # per sign
 FRACTION_BITS = 23  # of a float32's significand: distances inside a bin are multiples of w * 2^-23
 MIN_EXPONENT = -40  # below 2^-40 no scale depends on the data any more; keeps 1/w inside float32
 
-BLOCK = 512  # values per round of the kernel: small enough for the fastest cache
-STRIP = 64  # values per test for new extremes
+BLOCK = 256  # values per round of the kernel: small enough for the fastest cache
 SPARE = 16  # slots that take what is not counted
 COUNT_SHIFT = 42  # a packed bin holds its count above this bit and its sum below
 ROUND = 1 << (COUNT_SHIFT - FRACTION_BITS)  # values after which a packed sum could overflow
@@ -38,34 +37,29 @@ def _collect(
     bits: NDArray[np.int32], sign: np.int32, floor: np.int32, kept: NDArray[np.int32], filled: np.int64
 ) -> np.int64:
     """Append to `kept` the magnitudes above `floor` of one sign; return how many `kept` then holds."""
-    for start in range(0, bits.size, STRIP):
-        strip = bits[start : start + STRIP]
-        largest = _ZERO
-        for i in range(strip.size):
-            largest = max(largest, np.int32(strip[i] ^ sign))
-        if largest <= floor:
-            continue
-        for i in range(strip.size):
-            magnitude = np.int32(strip[i] ^ sign)
-            if magnitude > floor:
-                kept[filled] = magnitude
-                filled += 1
+    for i in range(bits.size):
+        magnitude = np.int32(bits[i] ^ sign)
+        if magnitude > floor:
+            kept[filled] = magnitude
+            filled += 1
     return filled
 
 
 @compiled
 def _absorb(
     values: NDArray[np.float32],
+    patterns: NDArray[np.int32],
     at: int,
     per_width: np.float32,
     limit: np.int32,
+    scratch: NDArray[np.uint32],
     packed: NDArray[np.int64],
     extremes: NDArray[np.int32],
     filled: NDArray[np.int64],
     floors: NDArray[np.int32],
     seen: NDArray[np.int64],
 ) -> int:
-    """Take in `values` from index `at`, block by block; return where it stopped.
+    """Take in `values`, whose bit patterns are `patterns`, from index `at`, block by block; return where it stopped.
 
     It stops at the end, or before a block that needs room first: a magnitude of `limit` or more (also infinity and
     NaN), or no space left in `extremes`. Floats are compared as integers: magnitudes of one sign order like their bit
@@ -73,15 +67,10 @@ def _absorb(
     """
     bins = np.int32((packed.size - SPARE) // 2)
     room = extremes.shape[1] - BLOCK
-    slots = np.empty(BLOCK, np.uint32)
-    inside = np.empty(BLOCK, np.int32)
-    spare = np.empty(BLOCK, np.uint32)
-    for i in range(BLOCK):  # neighbours go to different slots: increments of one and the same would wait for each other
-        spare[i] = np.uint32(2 * bins + (i & (SPARE - 1)))
-    all_bits = values.view(np.int32)
+    slots, inside, spare = scratch[0], scratch[1], scratch[2]
     while at < values.size:
         block = values[at : at + BLOCK]
-        bits = all_bits[at : at + BLOCK]
+        bits = patterns[at : at + BLOCK]
         top, bottom = _ZERO, _ZERO  # (one chained assignment would keep this loop from becoming vector instructions)
         positive, negative = 0, 0
         for i in range(bits.size):
@@ -101,7 +90,7 @@ def _absorb(
         for i in range(block.size):
             position = abs(block[i]) * per_width
             j = np.int32(position)
-            inside[i] = np.int32((position - np.float32(j)) * _FRACTION)
+            inside[i] = np.uint32(np.int32((position - np.float32(j)) * _FRACTION))
             side = bins if bits[i] < _ZERO else _ZERO
             slots[i] = np.uint32(j + side) if j > _ZERO else spare[i]
         for i in range(block.size):
@@ -175,8 +164,12 @@ class SignedHistogram:
         self._sums = np.zeros((2, BINS), np.int64)
         self._packed = np.zeros(2 * BINS + SPARE, np.int64)  # what came since the last `_unpack`, count and sum in one
         self._pending = 0
+        # two rows for the kernel, and a slot for every value that is not counted: neighbours go to different ones, since
+        # increments of one and the same would wait for each other
+        self._scratch = np.zeros((3, BLOCK), np.uint32)
+        self._scratch[2] = 2 * BINS + np.arange(BLOCK) % SPARE
         self._seen = np.zeros(2, np.int64)  # how many positive, how many negative
-        self._extremes = np.zeros((2, kept + max(kept, 2 * BLOCK)), np.int32)  # as bit patterns
+        self._extremes = np.zeros((2, kept + max(kept, 4 * BLOCK)), np.int32)  # as bit patterns
         self._filled = np.zeros(2, np.int64)
         self._floors = np.zeros(2, np.int32)  # no magnitude up to this one can be among the largest any more
 
@@ -197,8 +190,8 @@ class SignedHistogram:
         while True:
             per_width = np.float32(2.0 ** -(self._exponent - BINS.bit_length() + 1))
             limit = np.int32((self._exponent + 127) << 23)  # the bit pattern of 2^exponent
-            state = (self._packed, self._extremes, self._filled, self._floors, self._seen)
-            at = _absorb(values, at, per_width, limit, *state)
+            state = (self._scratch, self._packed, self._extremes, self._filled, self._floors, self._seen)
+            at = _absorb(values, values.view(np.int32), at, per_width, limit, *state)
             if at >= values.size:
                 return
             valid = np.isfinite(values[at : at + BLOCK])

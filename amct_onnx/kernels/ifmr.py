@@ -186,31 +186,34 @@ def _losses_of_bins(side: Side, scales: NDArray[np.float32], bounds: NDArray[np.
     steps = scales.astype(np.float64) / side.width
     # a bound beyond float32 was meant to be just that; no value is up there
     levels = np.rint(np.minimum(bounds / scales, 2.0**16)).astype(np.int64)
-    return -2.0 * side.width**2 * steps * _sums_of_excess(steps, levels, counts, means, above, excess)
+    sums = np.zeros(scales.size)
+    _add_excess(sums, steps, levels, counts, means, above, excess)
+    return -2.0 * side.width**2 * steps * sums
 
 
 @compiled
-def _sums_of_excess(
+def _add_excess(
+    sums: NDArray[np.float64],
     steps: NDArray[np.float64],
     levels: NDArray[np.int64],
     counts: NDArray[np.float64],
     means: NDArray[np.float64],
     above: NDArray[np.float64],
     excess: NDArray[np.float64],
-) -> NDArray[np.float64]:
-    """For each candidate, the excess over each of its boundaries, summed; all in units of the bin's width.
+) -> None:
+    """For each candidate, add up the excess over each of its boundaries; all in units of the bin's width.
 
     `counts` and `means` describe a bin; `above` is the number of values behind its upper edge, `excess` by how much
     they exceed it in sum.
     """
-    totals = np.zeros(steps.size)
     for candidate in range(steps.size):
+        total = 0.0
         for i in range(levels[candidate]):
             boundary = (i + 0.5) * steps[candidate]
             if boundary >= BINS:
                 break
             j = int(boundary)
             rest = 1.0 - (boundary - j)
-            totals[candidate] += excess[j] + above[j] * rest
-            totals[candidate] += counts[j] * rest * rest * (means[j] + (2.0 * means[j] - 1.0) * (1.0 - rest))
-    return totals
+            total += excess[j] + above[j] * rest
+            total += counts[j] * rest * rest * (means[j] + (2.0 * means[j] - 1.0) * (1.0 - rest))
+        sums[candidate] = total

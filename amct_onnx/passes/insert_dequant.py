@@ -9,7 +9,6 @@ from __future__ import annotations
 import numpy as np
 
 from amct_onnx.kernels.dequant import dequant_scale, quantize_bias
-from amct_onnx.kernels.quant_params import truncate_to_s19
 from amct_onnx.passes.graph import Node, constant_input, set_input, take_over_output, unique_name
 from amct_onnx.passes.invariants import ACTIVATIONS_KNOWN, ASCEND_PAIRS, INTEGER_BIASES, PLANNED, WEIGHTS_KNOWN
 from amct_onnx.passes.layers import bias_input, has_weight, last_node
@@ -24,9 +23,7 @@ def _run(state: QuantState) -> None:
         scale = scale_of(state, node)
         bias = bias_input(graph, node)
         last = last_node(graph, node)
-        # The bias stays on the full scale, as in AMCT, also where the chip's unit keeps fewer bits of it.
-        kept = truncate_to_s19(scale) if state.plan.fp16_scales else scale
-        words = kept.view(np.uint32).astype(np.uint64)
+        words = scale.view(np.uint32).astype(np.uint64)
         param = graph.new_constant(unique_name(f"{layer.name}.dequant.param", names), words)
         output = graph.new_tensor(unique_name(f"{layer.name}.dequant.output0", names))
         is_half = has_weight(node) and np.dtype(node.inputs[1].dtype) == np.float16

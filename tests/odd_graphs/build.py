@@ -122,8 +122,8 @@ class Net:
         return self.op("Constant", value=numpy_helper.from_array(np.asarray(value, np.int64)))
 
     def weight(self, name: str, shape: Sequence[int], fan_in: float | None = None) -> str:
-        """An initializer with normal weights, cut at three deviations, that keep the size of the activations."""
-        values = self.rng.normal(size=shape).clip(-3, 3) * np.sqrt(2 / (fan_in or np.prod(shape[1:])))
+        """An initializer with uniform weights, as torch starts with, that keep the size of the activations."""
+        values = self.rng.uniform(-1, 1, size=shape) * np.sqrt(6 / (fan_in or np.prod(shape[1:])))
         return self.const(values, name)
 
     def output(self, tensor: str, shape: Sequence[Dim] | None = None, dtype: Any = None) -> None:

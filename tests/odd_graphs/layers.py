@@ -231,7 +231,7 @@ def matmul_of_activations(net: Net) -> None:
     x = net.input(("N", "S", 16))
     query, key, value = (net.matmul(x, 16, 16, name=name) for name in ("query", "key", "value"))
     scores = net.op("MatMul", query, net.op("Transpose", key, perm=[0, 2, 1]), name="scores")
-    scores = net.op("Softmax", net.op("Mul", scores, net.const(0.25)), axis=-1)
+    scores = net.op("Softmax", net.op("Mul", scores, net.const(0.0625)), axis=-1)
     net.output(net.matmul(net.op("MatMul", scores, value, name="mix"), 16, 10))
     net.keeps_float.update({"scores", "mix"})
 

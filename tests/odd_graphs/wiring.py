@@ -280,7 +280,7 @@ def output_is_input(net: Net) -> None:
 @odd
 def output_of_layer(net: Net) -> None:
     """The output of a Conv is a graph output and goes on; so is one before its BatchNormalization and its Relu."""
-    x = net.conv(net.relu(net.conv(net.image())))
+    x = net.conv(net.image())
     net.output(x)
     y = net.conv(net.relu(x))
     net.output(y)
