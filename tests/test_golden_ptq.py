@@ -1,0 +1,108 @@
+"""Equality with what the real AMCT made of small networks: the definition of right."""
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from graphs import run
+from onnx import helper, numpy_helper
+
+from amct_onnx import NotAvailableError, quantize_onnx
+from amct_onnx.formats.record import parse_record, read_record
+
+GOLDEN = Path(__file__).parent / "golden" / "ptq"
+CASES = sorted(path.parent for path in GOLDEN.glob("*/model.onnx"))
+REWRITTEN = ("AscendQuant", "AscendDequant", "Conv", "ConvTranspose", "Gemm", "MatMul", "AveragePool")
+
+
+def feeds(case):
+    data = np.load(case / "calibration.npz")
+    batches = max(int(key.rsplit("_", 1)[1]) for key in data.files) + 1
+    names = sorted({key.rsplit("_", 1)[0] for key in data.files})
+    return [{name: data[f"{name}_{batch}"] for name in names} for batch in range(batches)]
+
+
+@pytest.fixture(scope="module", params=CASES, ids=lambda case: case.name)
+def case(request):
+    result = quantize_onnx(request.param / "model.onnx", request.param / "quant.cfg", calibration=feeds(request.param))
+    return request.param, result
+
+
+@pytest.fixture(scope="module")
+def deploys(case):
+    return case[1].deploy_model, onnx.load(case[0] / "amct_deploy_model.onnx")
+
+
+def initializers(model):
+    return {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+
+
+def rewritten_nodes(model):
+    return [node for node in model.graph.node if node.op_type in REWRITTEN]
+
+
+def test_every_case_but_those_of_other_algorithms_is_here():
+    assert len(CASES) == 11
+
+
+def test_record_has_the_same_layers_scales_and_offsets(case):
+    ours, theirs = parse_record(case[1].record, "ours"), read_record(case[0] / "record.txt")
+    assert list(ours) == list(theirs)
+    for layer, record in theirs.items():
+        assert ours[layer].scale_d == pytest.approx(record.scale_d, rel=1e-5), layer
+        assert ours[layer].scale_w == pytest.approx(record.scale_w, rel=1e-5), layer
+        for field in ("offset_d", "offset_w", "act_type", "wts_type"):
+            assert getattr(ours[layer], field) == getattr(record, field), (layer, field)
+
+
+def test_config_is_the_same_byte_for_byte(case):
+    assert case[1].config == (case[0] / "config.json").read_text()
+
+
+def test_deploy_model_has_the_same_nodes_in_the_same_order(deploys):
+    ours, theirs = ([(n.op_type, n.name) for n in rewritten_nodes(model)] for model in deploys)
+    assert ours == theirs
+
+
+def test_deploy_nodes_have_the_same_attributes_of_the_same_types(deploys):
+    for ours, theirs in zip(*map(rewritten_nodes, deploys), strict=True):
+        wanted = {a.name: (a.type, helper.get_attribute_value(a)) for a in theirs.attribute}
+        found = {a.name: (a.type, helper.get_attribute_value(a)) for a in ours.attribute}
+        if "scale" in wanted:
+            assert found.pop("scale")[1] == pytest.approx(wanted.pop("scale")[1], rel=1e-5)
+        assert found == wanted, ours.name
+
+
+def test_deploy_initializers_have_the_same_types_and_integers(deploys):
+    tables = [initializers(model) for model in deploys]
+    compared = 0
+    for ours, theirs in zip(*map(rewritten_nodes, deploys), strict=True):
+        assert len(ours.input) == len(theirs.input)
+        for our_name, their_name in zip(ours.input, theirs.input, strict=True):
+            assert (our_name in tables[0]) == (their_name in tables[1]), ours.name
+            if their_name in tables[1]:
+                found, wanted = tables[0][our_name], tables[1][their_name]
+                assert (found.dtype, found.shape) == (wanted.dtype, wanted.shape), ours.name
+                if found.dtype == np.uint64:
+                    scales = [words.astype(np.uint32).view(np.float32) for words in (found, wanted)]
+                    np.testing.assert_allclose(scales[0], scales[1], rtol=1e-5)
+                    assert (found >> np.uint64(32) == 0).all()
+                else:
+                    np.testing.assert_array_equal(found, wanted, err_msg=ours.name)
+                compared += 1
+    assert compared > 10
+
+
+@pytest.mark.parametrize("optimize", [True, False], ids=["optimized", "plain"])
+def test_fake_quant_outputs_are_the_same(case, optimize):
+    wanted = np.load(case[0] / "outputs.npz")
+    outputs = run(case[1].fake_quant_model, feeds(case[0])[0], optimize=optimize)
+    for name, values in outputs.items():
+        np.testing.assert_allclose(values, wanted[f"fake_quant_{name}"], rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["residual_dmq", "residual_dmq_hfmg_03", "residual_ada"])
+def test_other_algorithms_say_that_they_are_not_available(name):
+    with pytest.raises(NotAvailableError, match="layer 'stem': (dmq_balancer|ada_quantize) is not available yet"):
+        quantize_onnx(GOLDEN / "residual_default" / "model.onnx", GOLDEN / name / "quant.cfg", calibration=[])
