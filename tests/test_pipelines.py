@@ -1,6 +1,7 @@
 """What each pass requires is given by what ran before it: proved without a model."""
 
 import pytest
+from graphs import model
 
 from amct_onnx.errors import ModelError, PassError
 from amct_onnx.passes import invariants
@@ -8,7 +9,6 @@ from amct_onnx.passes.graph import Graph
 from amct_onnx.passes.manager import run_passes
 from amct_onnx.passes.pipelines import DEPLOY, FAKE_QUANT, FUSE, PREPARE, calibrate
 from amct_onnx.passes.state import Invariant, Pass, QuantState
-from graphs import model
 
 # Every graph consists of standard operators until the deploy pipeline inserts others, and the plan names nodes that
 # it saw in the prepared graph.

@@ -1,0 +1,169 @@
+"""Slow, plain twins of the kernels: what they compute, written down as in the description, to compare them with."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+F32 = np.float32
+FLT_EPS = 2.0**-23
+
+
+def scale_and_offset(low: float, high: float, *, asymmetric: bool, num_bits: int) -> tuple[np.float32, int]:
+    """AMCT's scale and offset of a range, one at a time."""
+    low, high = F32(low), F32(high)
+    half = 2 ** (num_bits - 1)
+    if asymmetric:
+        low, high = min(low, F32(0)), max(high, F32(0))
+        scale = F32(high - low) / F32(2 * half - 1)
+    elif abs(high) < abs(low):
+        scale = abs(low) / F32(half)
+    else:
+        scale = abs(high) / F32(half - 1)
+    if scale < FLT_EPS:
+        return F32(1), -half if asymmetric else 0
+    return scale, round(float(F32(-half) - low / scale)) if asymmetric else 0
+
+
+def quantize(
+    array: NDArray[Any], scale: NDArray[Any], offset: NDArray[Any], *, num_bits: int, axis: int | None
+) -> list:
+    """The integers as a flat list, in the order of `array`."""
+    integers = []
+    for index in np.ndindex(array.shape):
+        channel = () if axis is None else index[axis]
+        level = F32(array[index]) / F32(scale[channel]) + F32(offset[channel])
+        integers.append(int(min(max(round(float(level)), -(2 ** (num_bits - 1))), 2 ** (num_bits - 1) - 1)))
+    return integers
+
+
+def round_to_fp16(scale: float) -> float:
+    if 2.0**-14 <= scale <= 65504:
+        return float(np.float16(scale))
+    return float(np.float16(min(math.sqrt(scale), 65504))) ** 2
+
+
+def truncate_to_s19(value: float) -> float:
+    """Cut the significand to 10 bits behind the point."""
+    if value == 0:
+        return 0.0
+    mantissa, exponent = math.frexp(float(F32(value)))
+    return math.ldexp(math.trunc(mantissa * 2**11), exponent - 11)
+
+
+def percentile(values: NDArray[np.float32], share: float) -> np.float32:
+    """The value that `share` of the values do not exceed, or 0 where that is larger."""
+    rank = 1 if 1 - share < FLT_EPS else max(1, len(values) - math.floor(share * len(values)))
+    return max(F32(0), np.sort(values)[-rank])
+
+
+def ifmr_candidates(
+    values: NDArray[np.float32],
+    *,
+    search_range: tuple[float, float] = (0.7, 1.3),
+    search_step: float = 0.01,
+    max_percentile: float = 0.999999,
+    min_percentile: float = 0.999999,
+    asymmetric: bool,
+    num_bits: int = 8,
+) -> tuple[list[np.float32], list[int], list[float]]:
+    """Scale, offset and loss of every candidate: all values quantized once for each."""
+    high, low = percentile(values, max_percentile), -percentile(-values, min_percentile)
+    half = 2 ** (num_bits - 1)
+    scales, offsets, losses = [], [], []
+    for ratio in np.arange(*search_range, search_step):
+        if asymmetric:
+            bottom, top = low, F32(ratio) * high
+            scale = F32(top - bottom) / F32(2 * half - 1)
+        else:
+            top = F32(ratio) * max(high, -low)
+            bottom = -top
+            scale = top / F32(half if high < -low else half - 1)
+        scale = F32(1) if scale < FLT_EPS else scale
+        rounded = np.round(np.clip(values, bottom, top) / scale) * scale
+        scales.append(scale)
+        offsets.append(int(-np.round(low / scale)) - half if asymmetric else 0)
+        losses.append(float(((rounded - values).astype(np.float64) ** 2).mean()))
+    return scales, offsets, losses
+
+
+def hfmg_windows(counts: list[int]) -> list[tuple[int, int]]:
+    """First and last bin of the ranges that greedy shrinking passes through."""
+    step = max(1, math.ceil(sum(counts) / 100000))
+    left, right = 0, len(counts) - 1
+    windows = []
+    while right - left > math.ceil(len(counts) / 4):
+        next_left = left
+        while next_left < right and sum(counts[left:next_left]) < step:
+            next_left += 1
+        next_right = right
+        while next_left < next_right and sum(counts[next_right + 1 : right + 1]) < step:
+            next_right -= 1
+        if right - next_right >= next_left - left:
+            right = next_right
+        else:
+            left = next_left
+        windows.append((left, right))
+    return windows
+
+
+def hfmg_loss(counts: list[int], left: int, right: int, num_bits: int) -> float:
+    """The squared error over a window, in units of a bin: every bin cut where a step ends, and integrated in pieces."""
+    levels = 2**num_bits
+    step = (right - left + 1) / levels
+    loss = 0.0
+    for i, count in enumerate(counts):
+        begin = i - left
+        cuts = [k * step for k in range(1, levels) if begin < k * step < begin + 1] if count else []
+        for start, end in zip([begin, *cuts], [*cuts, begin + 1], strict=True):
+            level = min(max(math.floor((start + end) / 2 / step), 0), levels - 1)
+            centre = (level + 0.5) * step
+            loss += count * ((end - centre) ** 3 - (start - centre) ** 3) / 3
+    return loss
+
+
+def hfmg_range(counts: list[int], low: float, high: float, *, num_bits: int) -> tuple[float, float]:
+    width = (high - low) / len(counts)
+    best, smallest = (0, len(counts) - 1), math.inf
+    for left, right in hfmg_windows(counts):
+        lossless = (right - left + 1) * width / 2**num_bits < FLT_EPS
+        loss = 0.0 if lossless else hfmg_loss(counts, left, right, num_bits)
+        if loss < smallest:
+            best, smallest = (left, right), loss
+    return low + best[0] * width, low + (best[1] + 1) * width
+
+
+def hfmg_count(values: NDArray[np.float32], low: float, high: float, bins: int) -> list[int]:
+    counts = [0] * bins
+    low, high = F32(low), F32(high)
+    for value in values:
+        counts[0 if high == low else min(int((value - low) * F32(bins) / (high - low)), bins - 1)] += 1
+    return counts
+
+
+def hfmg_pour(counts: list[int], old: tuple[float, float], new: tuple[float, float]) -> list[int]:
+    """The counts over `old` in the bins over the wider range `new`."""
+    if all(math.isclose(a, b, abs_tol=FLT_EPS) for a, b in zip(old, new, strict=True)):
+        return counts
+    bins = len(counts)
+    width, new_width = (F32(F32(end) - F32(start)) / F32(bins) for start, end in (old, new))
+    poured = [0] * bins
+    for i, count in enumerate(counts):
+        lower, upper = (F32(old[0]) + F32(k) * width for k in (i, i + 1))
+        first, last = (min(int((edge - F32(new[0])) // new_width), bins - 1) for edge in (lower, upper))
+        below = count
+        if first != last:
+            border = F32(new[0]) + F32(first + 1) * new_width
+            below = int(F32(count) * min(max((border - lower) / (upper - lower), F32(0)), F32(1)))
+        poured[first] += below
+        poured[last] += count - below
+    return poured
+
+
+def arq(weight: NDArray[Any], *, axis: int | None, num_bits: int) -> list[np.float32]:
+    """The scales, channel by channel."""
+    channels = [weight] if axis is None else np.moveaxis(weight, axis, 0)
+    return [scale_and_offset(float(c.min()), float(c.max()), asymmetric=False, num_bits=num_bits)[0] for c in channels]
