@@ -156,7 +156,7 @@ def with_options(config: QuantConfig, options: Mapping[str, Any]) -> QuantConfig
     known = [f.name for f in fields(QuantConfig)]
     for name in options:
         if name not in known:
-            raise ConfigError(f"unknown option {name!r}{nearest(name, known)} Known options: {', '.join(known)}")
+            raise ConfigError(f"unknown option {name!r}{nearest(name, known) or ';'} known options: {', '.join(known)}")
     return QuantConfig(**{**{name: getattr(config, name) for name in known}, **options})
 
 

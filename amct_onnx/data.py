@@ -225,7 +225,7 @@ def _checked(batch: Any, specs: Sequence[InputSpec], where: str) -> Feed:
     for name in feed:
         if name not in names:
             raise DataError(
-                f"{where}: the model has no input {name!r}{nearest(name, names)} Inputs: {', '.join(names)}"
+                f"{where}: the model has no input {name!r}{nearest(name, names) or ';'} its inputs: {', '.join(names)}"
             )
     for spec in specs:
         if spec.name not in feed:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Collection
+import sys
+from collections.abc import Sequence
 
 from amct_onnx.errors import ConfigError
+
+_LARGEST = sys.float_info.max
 
 
 def require_bool(field: str, value: object, *, optional: bool = False) -> None:
@@ -23,15 +25,15 @@ def require_int(field: str, value: object, *, low: int) -> None:
         raise ConfigError(f"{field} must be at least {low}, found {value}")
 
 
-def require_choice(field: str, value: object, allowed: Collection[object]) -> None:
+def require_choice(field: str, value: object, allowed: Sequence[object]) -> None:
     """`value` must be one of `allowed`, and of the same type."""
     if not any(type(value) is type(a) and value == a for a in allowed):
-        raise ConfigError(f"{field} must be one of {', '.join(map(repr, sorted(allowed, key=str)))}, found {value!r}")
+        raise ConfigError(f"{field} must be one of {', '.join(map(repr, allowed))}, found {value!r}")
 
 
 def require_number(field: str, value: object, *, interval: str) -> None:
     """`value` must be a finite number inside `interval`, written as in mathematics: "(0, 1]"."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not -_LARGEST <= value <= _LARGEST:
         raise ConfigError(f"{field} must be a finite number in {interval}, found {value!r}")
     low, high = (float(end) for end in interval[1:-1].split(","))
     above = value > low if interval[0] == "(" else value >= low

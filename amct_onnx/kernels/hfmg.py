@@ -49,9 +49,9 @@ class _Histogram:
 class HfmgObserver:
     """Watches a tensor batch by batch and finds its range as AMCT's HFMG does.
 
-    The first batch sets the range of the histogram; when a later one is wider, the bins are poured into wider ones, each
-    into two at the most. As in AMCT the result therefore depends a little on the split and the order of the batches.
-    Counts are exact integers, where AMCT's float32 stop growing at 2^24.
+    The first batch sets the range of the histogram; when a later one is wider, the bins are poured into wider ones,
+    each into two at the most. As in AMCT the result therefore depends a little on the split and the order of the
+    batches. Counts are exact integers, where AMCT's float32 stop growing at 2^24.
     """
 
     def __init__(self, params: Hfmg, *, asymmetric: bool) -> None:
@@ -126,11 +126,12 @@ def count(values: NDArray[np.float32], low: float, high: float, bins: int) -> ND
     factor = _downscaled(low, high)
     if factor != 1.0:
         values = values * np.float32(factor)
-    counts = np.zeros((LANES, bins), np.int64)
+    start, end = np.float32(low * factor), np.float32(high * factor)
     slots = np.zeros((2, BLOCK), np.uint32)
     slots[1] = np.arange(BLOCK) % LANES * bins
-    _count(values, np.float32(low * factor), np.float32(high * factor) - np.float32(low * factor), slots, counts)
-    return np.asarray(counts.sum(axis=0))
+    counts = np.zeros(LANES * bins, np.int64)
+    _count(values, start, end - start, np.float32(bins), slots, counts)
+    return np.asarray(counts.reshape(LANES, bins).sum(axis=0))
 
 
 @compiled
@@ -138,27 +139,27 @@ def _count(
     values: NDArray[np.float32],
     low: np.float32,
     span: np.float32,
+    bins: np.float32,
     scratch: NDArray[np.uint32],
     counts: NDArray[np.int64],
 ) -> None:
-    """Count `values` into `counts` [LANES, bins]; the second row of `scratch` says where the lane of a value starts."""
-    bins = counts.shape[1]
-    flat = counts.reshape(-1)
+    """Count `values` into `counts` [LANES * bins]; row 1 of `scratch` says where the lane of a value starts."""
+    last = np.int32(bins - np.float32(1))
     slots, lanes = scratch[0], scratch[1]
     for start in range(0, values.size, BLOCK):
         block = values[start : start + BLOCK]
         for i in range(block.size):
-            position = np.int32((block[i] - low) * np.float32(bins) / span)
-            slots[i] = lanes[i] + np.uint32(min(position, np.int32(bins - 1)))
+            position = np.int32((block[i] - low) * bins / span)
+            slots[i] = lanes[i] + np.uint32(min(position, last))
         for i in range(block.size):
-            flat[slots[i]] = flat[slots[i]] + 1
+            counts[slots[i]] = counts[slots[i]] + 1
 
 
 def _rebinned(histogram: _Histogram, low: float, high: float) -> _Histogram:
     """The same counts over the wider range [low, high], with float32 edges as in AMCT.
 
-    A bin that lies across two new ones is divided between them as if its values were spread evenly, rounded down for the
-    lower one.
+    A bin that lies across two new ones is divided between them as if its values were spread evenly, rounded down for
+    the lower one.
     """
     same_low = math.isclose(low, histogram.low, abs_tol=FLT_EPS)
     if same_low and math.isclose(high, histogram.high, abs_tol=FLT_EPS):
@@ -254,9 +255,12 @@ def _losses(
         step = (windows[window, 1] - left + 1) / levels
         per_step = 1.0 / step
         full = step * step * step / 12.0
+        last = levels - 1.0
         for i in range(edges.size):
             position = float(i - left)
-            cell = min(max(np.floor(position * per_step), 0.0), levels - 1.0)
+            cell = np.floor(position * per_step)
+            cell = 0.0 if cell < 0.0 else cell
+            cell = last if cell > last else cell
             distance = position - (cell + 0.5) * step
             edges[i] = (cell + 0.5) * full + distance * distance * distance / 3.0
         loss = 0.0

@@ -164,7 +164,7 @@ class SignedHistogram:
         self._sums = np.zeros((2, BINS), np.int64)
         self._packed = np.zeros(2 * BINS + SPARE, np.int64)  # what came since the last `_unpack`, count and sum in one
         self._pending = 0
-        # two rows for the kernel, and a slot for every value that is not counted: neighbours go to different ones, since
+        # two rows for the kernel, and the slots of values that are not counted: neighbours go to different ones, since
         # increments of one and the same would wait for each other
         self._scratch = np.zeros((3, BLOCK), np.uint32)
         self._scratch[2] = 2 * BINS + np.arange(BLOCK) % SPARE

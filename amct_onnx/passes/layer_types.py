@@ -42,7 +42,7 @@ def check_layer_type(name: str) -> None:
     """Raise ConfigError unless `name` is the name of a layer type in any of the frameworks."""
     if name not in _NAMES:
         known = ", ".join(sorted(_NAMES))
-        raise ConfigError(f"unknown layer type {name!r}{nearest(name, _NAMES)} Known types: {known}")
+        raise ConfigError(f"unknown layer type {name!r}{nearest(name, _NAMES) or ';'} known types: {known}")
 
 
 def is_of_type(name: str, op_type: str, spatial_axes: int | None) -> bool:
