@@ -73,7 +73,7 @@ class HfmgObserver:
             return
         self.count += values.size
         low, high = self._cover(float(values.min()), float(values.max()))
-        self._pour(_Histogram(low=low, high=high, counts=count(values, low, high, self._settings.num_of_bins)))
+        self._pour(_Histogram(low=low, high=high, counts=bin_counts(values, low, high, self._settings.num_of_bins)))
 
     def merge(self, other: HfmgObserver) -> None:
         """Pour in what `other`, made with the same parameters, has seen, as if it were one batch.
@@ -119,7 +119,7 @@ def _downscaled(low: float, high: float) -> float:
     return 2.0**-32 if high / 2 - low / 2 > 2.0**100 else 1.0
 
 
-def count(values: NDArray[np.float32], low: float, high: float, bins: int) -> NDArray[np.int64]:
+def bin_counts(values: NDArray[np.float32], low: float, high: float, bins: int) -> NDArray[np.int64]:
     """The histogram of `values` [n], which lie in [low, high], over equal bins; bin edges fall as in torch.histc."""
     if low == high:
         return np.bincount([0], [values.size], bins).astype(np.int64)

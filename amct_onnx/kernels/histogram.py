@@ -182,26 +182,26 @@ class SignedHistogram:
             self._add_round(values[start : start + ROUND])
 
     def _add_round(self, values: NDArray[np.float32]) -> None:
-        if self._pending + values.size > ROUND:
+        size = values.size
+        if self._pending + size > ROUND:
             self._unpack()
-        self._pending += values.size
-        self.count += values.size
+        self.count += size
         at = 0
         while True:
             per_width = np.float32(2.0 ** -(self._exponent - BINS.bit_length() + 1))
             limit = np.int32((self._exponent + 127) << 23)  # the bit pattern of 2^exponent
             state = (self._scratch, self._packed, self._extremes, self._filled, self._floors, self._seen)
             at = _absorb(values, values.view(np.int32), at, per_width, limit, *state)
-            if at >= values.size:
-                return
-            valid = np.isfinite(values[at : at + BLOCK])
-            if not valid.all():
-                rest = values[at:]
+            if at == values.size:
+                break
+            rest = values[at:]
+            if np.isfinite(rest[:BLOCK]).all():
+                self._make_room(np.abs(rest[:BLOCK]).max())
+            else:
                 values, at = rest[np.isfinite(rest)], 0
                 self.count -= rest.size - values.size
                 self.finite = False
-            else:
-                self._make_room(np.abs(values[at : at + BLOCK]).max())
+        self._pending += size
 
     def _make_room(self, magnitude: np.float32) -> None:
         if magnitude > 0:

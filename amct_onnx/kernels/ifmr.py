@@ -72,10 +72,12 @@ class IfmrObserver:
     """Watches a tensor batch by batch and finds its range as AMCT's IFMR would.
 
     The state has a constant size (about 1 MB) and does not depend on how the data were split: any batches in any order,
-    also observed elsewhere and merged, give the same bits. Differences to AMCT: the loss of a candidate is an
-    approximation with a relative error of some 1e-4 (16 bits: more, since a bin then holds many steps), exact for up to
-    1024 values of a sign, and for data that are constant but for zeros; percentiles that cut off more than 16384 values
-    are interpolated.
+    also observed elsewhere and merged, give the same bits.
+
+    The losses are AMCT's for up to 1024 values of a sign, and for values that are all alike but for zeros; else they
+    come from the histogram, and candidates that differ by less than some 1e-4 can be mistaken for each other. At 16
+    bits a bin holds several steps: the losses are then right for values that are spread over the bins, but not for a
+    grid of values such as that of 8-bit images. Percentiles that cut off more than 16384 values are interpolated.
     """
 
     def __init__(self, params: Ifmr, *, asymmetric: bool) -> None:
@@ -138,14 +140,12 @@ class IfmrObserver:
         ratios = (start + step * np.arange(math.ceil((end - start) / step))).astype(np.float32)
         levels = (1 << self._settings.num_bits) - 1
         with np.errstate(over="ignore"):
-            if self._asymmetric:
-                tops = ratios * high
-                return _Candidates(
-                    scales=scale_of_span(-low, tops, levels), tops=tops, bottoms=np.full_like(tops, low), low=-low
-                )
-            tops = ratios * max(high, low)
-        scales = scale_of_span(0, tops, (levels + 1) // 2 if high < low else levels // 2)
-        return _Candidates(scales=scales, tops=tops, bottoms=tops, low=-low)
+            tops = np.minimum(ratios * (high if self._asymmetric else max(high, low)), np.finfo(np.float32).max)
+        if self._asymmetric:
+            scales, bottoms = scale_of_span(-low, tops, levels), np.full_like(tops, low)
+        else:
+            scales, bottoms = scale_of_span(0, tops, (levels + 1) // 2 if high < low else levels // 2), tops
+        return _Candidates(scales=scales, tops=tops, bottoms=bottoms, low=-low)
 
 
 def _rank(percentile: float, count: int) -> int:
@@ -164,7 +164,8 @@ def _losses(side: Side, scales: NDArray[np.float32], bounds: NDArray[np.float32]
     # float32 as in AMCT: where several candidates are all but perfect, its rounding decides between them
     losses = np.empty(scales.size)
     for i, (scale, bound) in enumerate(zip(scales, bounds, strict=True)):
-        errors = np.rint(np.minimum(values, bound) / scale) * scale - values
+        with np.errstate(over="ignore"):  # an infinite loss is never the smallest
+            errors = np.rint(np.minimum(values, bound) / scale) * scale - values
         losses[i] = (errors.astype(np.float64) ** 2 * times).sum()
     return losses
 
@@ -184,8 +185,7 @@ def _losses_of_bins(side: Side, scales: NDArray[np.float32], bounds: NDArray[np.
     excess = np.append(np.cumsum((above + inside)[::-1])[::-1][1:], 0.0)
     means = inside / np.maximum(counts, 1.0)
     steps = scales.astype(np.float64) / side.width
-    # a bound beyond float32 was meant to be just that; no value is up there
-    levels = np.rint(np.minimum(bounds / scales, 2.0**16)).astype(np.int64)
+    levels = np.rint(bounds / scales).astype(np.int64)
     sums = np.zeros(scales.size)
     _add_excess(sums, steps, levels, counts, means, above, excess)
     return -2.0 * side.width**2 * steps * sums
