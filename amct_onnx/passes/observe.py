@@ -6,8 +6,11 @@ there). Batches are streamed: nothing is kept of them but the state of the obser
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from itertools import repeat
 from typing import Any, Protocol
 
 import numpy as np
@@ -65,12 +68,14 @@ def observe(feeds: Feeds) -> Pass:
         model = _calibration_graph(state, watches).to_model()
         session = open_session(model, "the calibration model")
         names = [output.name for output in session.get_outputs()]
-        for batch, feed in enumerate(feeds):
-            values = dict(zip(names, run_session(session, feed, f"calibration batch {batch}"), strict=True))
-            for watch in watches:
-                watch.observer.update(feed[watch.tensor] if watch.tensor in feed else values[watch.tensor])
-        for watch in watches:
-            _conclude(state, watch)
+        # One observer is one task, so the number of threads changes nothing but the time.
+        with ThreadPoolExecutor(os.cpu_count()) as threads:
+            for batch, feed in enumerate(feeds):
+                values = dict(zip(names, run_session(session, feed, f"calibration batch {batch}"), strict=True))
+                values.update(feed)
+                list(threads.map(_look, watches, repeat(values)))
+            for watch, params in zip(watches, threads.map(_search, watches), strict=True):
+                _conclude(state, watch, params)
 
     return Pass(
         name="observe",
@@ -125,18 +130,25 @@ def _fake_quantized(state: QuantState, node: Node) -> NDArray[Any]:
     return channels_restored(node, fake).astype(weight.dtype)
 
 
-def _conclude(state: QuantState, watch: _Watch) -> None:
-    """Write the parameters into the table, or leave the layers float where none can be found."""
-    reason = None
+def _look(watch: _Watch, values: Mapping[str, NDArray[Any]]) -> None:
+    watch.observer.update(values[watch.tensor])
+
+
+def _search(watch: _Watch) -> QuantParams | str:
+    """What was found, or why nothing can be."""
     if not watch.observer.finite:
-        reason = f"its input {watch.tensor!r} holds NaN or inf on the calibration data"
-    elif watch.observer.count == 0:
-        reason = f"its input {watch.tensor!r} is empty on the calibration data"
+        return f"its input {watch.tensor!r} holds NaN or inf on the calibration data"
+    if watch.observer.count == 0:
+        return f"its input {watch.tensor!r} is empty on the calibration data"
+    return watch.observer.params()
+
+
+def _conclude(state: QuantState, watch: _Watch, found: QuantParams | str) -> None:
+    """Write the parameters into the table, or leave the layers float where there are none."""
     for layer in watch.layers:
-        if reason is not None:
-            state.left_float[layer] = reason
-            continue
-        params = watch.observer.params()
-        if state.plan.fp16_scales:
-            params = replace(params, scale=np.asarray(round_to_fp16(params.scale), np.float32))
-        state.activations[layer] = params
+        if isinstance(found, str):
+            state.left_float[layer] = found
+        elif state.plan.fp16_scales:
+            state.activations[layer] = replace(found, scale=np.asarray(round_to_fp16(found.scale), np.float32))
+        else:
+            state.activations[layer] = found

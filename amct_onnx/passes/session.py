@@ -26,6 +26,8 @@ def open_session(model: onnx.ModelProto | Path, what: str, *, optimize: bool = T
     """
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
+    # Idle threads would take the processor from the observers, which work while the session rests.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     if not optimize:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:
