@@ -12,13 +12,15 @@ _INT32 = np.iinfo(np.int32)
 
 def dequant_scale(activation: NDArray[np.float32], weight: NDArray[np.float32] | np.float32) -> NDArray[np.float32]:
     """scale_d * scale_w, multiplied in float32: [1] or [Cout]."""
-    product = np.asarray(activation, np.float32) * np.asarray(weight, np.float32)
+    with np.errstate(over="ignore", under="ignore"):
+        product = np.asarray(activation, np.float32) * np.asarray(weight, np.float32)
     return np.atleast_1d(product).astype(np.float32)
 
 
 def bias_fits(bias: NDArray[Any], scale: NDArray[np.float32]) -> bool:
     """Whether every value of `bias` [Cout] lies in int32 on its scale."""
-    levels = np.round(bias.astype(np.float64) / scale)
+    with np.errstate(all="ignore"):
+        levels = np.round(bias.astype(np.float64) / scale)
     return bool(((levels >= _INT32.min) & (levels <= _INT32.max)).all())
 
 

@@ -13,6 +13,7 @@ import onnx.inliner
 from onnx import version_converter
 
 from amct_onnx.errors import ModelError
+from amct_onnx.passes.graph import make_dense
 
 LOWEST, HIGHEST = 11, 18
 """The opsets that ATC reads."""
@@ -35,7 +36,12 @@ def with_accepted_opset(model: onnx.ModelProto) -> onnx.ModelProto:
         return model
     target = LOWEST if opset < LOWEST else HIGHEST
     try:
-        return version_converter.convert_version(_expand(model, opset, target), target)
+        dense = onnx.ModelProto()
+        dense.CopyFrom(model)
+        make_dense(dense.graph)
+        converted = version_converter.convert_version(_expand(dense, opset, target), target)
+        _mend(converted, opset)
+        return converted
     except Exception as error:
         reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
         raise ModelError(
@@ -64,19 +70,37 @@ def _expand(model: onnx.ModelProto, opset: int, target: int) -> onnx.ModelProto:
         types[tensor.name] = onnx.helper.make_tensor_type_proto(tensor.data_type, list(tensor.dims))
     for index, node in enumerate(copy.graph.node):
         if _is_too_new(node, opset, target) and (body := _function_of(node, opset, types)) is not None:
-            body.domain, body.name = _EXPANDED, f"{node.op_type}_{index}"
+            op_type = node.op_type
+            body.domain, body.name = _EXPANDED, f"{op_type}_{index}"
             copy.functions.append(body)
             node.domain, node.op_type = body.domain, body.name
-            # The attributes are written into the body already where it depends on them.
-            kept = [a for a in node.attribute if a.name in body.attribute]
+            # The other attributes are written into the body already where it depends on them.
+            given = {attribute.name: attribute for attribute in node.attribute}
+            defaults = onnx.defs.get_schema(op_type, opset).attributes
+            wanted = [given.get(name, defaults[name].default_value) for name in body.attribute]
             del node.attribute[:]
-            node.attribute.extend(kept)
+            node.attribute.extend(wanted)
     copy.opset_import.append(onnx.helper.make_opsetid(_EXPANDED, 1))
     inlined = onnx.inliner.inline_local_functions(copy)
     kept_imports = [entry for entry in inlined.opset_import if entry.domain != _EXPANDED]
     del inlined.opset_import[:]
     inlined.opset_import.extend(kept_imports)
     return inlined
+
+
+def _mend(model: onnx.ModelProto, opset: int) -> None:
+    """Put right what the converter gets wrong."""
+    for node in model.graph.node:
+        given = {attribute.name for attribute in node.attribute}
+        if node.op_type == "Resize" and opset < 11 and "coordinate_transformation_mode" not in given:
+            # Before opset 11 there was one way to place the samples, which is not the default of later ones.
+            node.attribute.append(onnx.helper.make_attribute("coordinate_transformation_mode", "asymmetric"))
+            node.attribute.append(onnx.helper.make_attribute("nearest_mode", "floor"))
+        if node.op_type == "AveragePool" and opset > HIGHEST:
+            # Opset 19 gave it dilations; the default says nothing.
+            kept = [a for a in node.attribute if a.name != "dilations" or any(d != 1 for d in a.ints)]
+            del node.attribute[:]
+            node.attribute.extend(kept)
 
 
 def _is_too_new(node: onnx.NodeProto, opset: int, target: int) -> bool:

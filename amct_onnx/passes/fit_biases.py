@@ -43,7 +43,8 @@ def _coarsen(state: QuantState, node: Node, bias: NDArray[np.float64]) -> None:
     if params.axis is None:
         return
     needed = np.abs(bias) / (_LARGEST_BIAS * float(state.activations[node.name].scale))
-    raised = np.maximum(params.scale, needed.astype(np.float32))
+    with np.errstate(over="ignore"):  # an infinite scale is found out below
+        raised = np.maximum(params.scale, needed.astype(np.float32))
     channels = np.flatnonzero(raised > params.scale)
     state.weights[node.name] = replace(params, scale=raised)
     listed = ", ".join(map(str, channels[:5])) + (", ..." if len(channels) > 5 else "")

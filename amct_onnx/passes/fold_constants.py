@@ -28,6 +28,7 @@ from amct_onnx.passes.graph import (
     is_standard,
     nodes_of,
     producer,
+    unique_name,
 )
 from amct_onnx.passes.invariants import LIFTED, NAMED
 from amct_onnx.passes.shapes import TensorType, infer_types
@@ -42,25 +43,24 @@ _NEVER = frozenset(
 """Not deterministic, or a statement about quantization that folding would erase."""
 
 _LARGEST_GROWTH = 1 << 20
-"""A folded result may be this many bytes larger than what it is computed from."""
+"""A folded result may have this many bytes beyond eight times what it is computed from."""
 
 
 def _run(state: QuantState) -> None:
-    graph = state.graph
     _lift_constant_nodes(state)
     _evaluate(state)
-    if nodes_of(graph, "Shape", "Size", "CastLike"):
-        _fold_known_shapes(state)
+    # What is known of shapes grows with every shape that becomes a constant.
+    while nodes_of(state.graph, "Shape", "Size", "CastLike") and _fold_known_shapes(state):
         _evaluate(state)
 
 
 def _lift_constant_nodes(state: QuantState) -> None:
-    lifted = []
+    names, lifted = state.graph.tensor_names(), []
     for node in nodes_of(state.graph, "Constant"):
         values = dense_value(node)
         if values is None or state.graph.is_output(node.outputs[0]):
             continue
-        _put_constant(state.graph, node.outputs[0], values)
+        _put_constant(state.graph, node.outputs[0], values, names)
         lifted.append(node)
     state.graph.remove(lifted)
 
@@ -69,8 +69,6 @@ def _evaluate(state: QuantState) -> None:
     """Compute, in one run of onnxruntime, every tensor that depends on constants alone and is used by what does not."""
     graph = state.graph
     foldable = _foldable_nodes(graph.nodes)
-    if not foldable:
-        return
     inside = {id(node) for node in foldable}
     results = [
         tensor
@@ -80,12 +78,11 @@ def _evaluate(state: QuantState) -> None:
     ]
     if not results:
         return
+    largest = _LARGEST_GROWTH + 8 * sum(_input_bytes(node) for node in foldable)
+    names = graph.tensor_names()
     for tensor, values in zip(results, _compute(graph.cut_out(foldable, results)), strict=False):
-        source = producer(tensor)
-        assert source is not None
-        if values.nbytes <= _LARGEST_GROWTH + _input_bytes(source):
-            _put_constant(graph, tensor, values)
-            state.gone.setdefault(source.name, "computed from constants once and for all")
+        if isinstance(values, np.ndarray) and values.dtype != object and values.nbytes <= largest:
+            _put_constant(graph, tensor, values, names)
     for node in graph.drop_unreached():
         state.gone.setdefault(node.name, "computed from constants once and for all")
 
@@ -122,24 +119,29 @@ def _input_bytes(node: Node) -> int:
     return sum(values.nbytes for tensor in node.inputs if (values := constant(tensor)) is not None)
 
 
-def _put_constant(graph: Graph, tensor: Tensor, values: Array) -> None:
+def _put_constant(graph: Graph, tensor: Tensor, values: Array, names: set[str]) -> None:
     """Let the users of a computed tensor read an initializer of the same name."""
     fresh = graph.new_constant(tensor.name, values)
-    tensor.name += ".computed"
+    tensor.name = unique_name(f"{tensor.name}.computed", names)
     graph.replace_uses(tensor, fresh)
 
 
-def _fold_known_shapes(state: QuantState) -> None:
-    """Replace Shape, and Gather or Slice of a Shape, where the dimensions asked for are known; CastLike likewise."""
+def _fold_known_shapes(state: QuantState) -> bool:
+    """Replace Shape, and Gather or Slice of a Shape, where the dimensions asked for are known; CastLike likewise.
+
+    Returns whether any was replaced.
+    """
     graph = state.graph
-    types = infer_types(graph)
+    types, names = infer_types(graph), graph.tensor_names()
+    folded = False
     for node in nodes_of(graph, "Shape", "Gather", "Slice", "Size", "CastLike"):
         values = _known_value(node, types)
-        if values is not None and not graph.is_output(node.outputs[0]):
-            _put_constant(graph, node.outputs[0], values)
-            state.gone.setdefault(node.name, "computed from known shapes once and for all")
+        if values is not None and node.outputs[0].outputs and not graph.is_output(node.outputs[0]):
+            _put_constant(graph, node.outputs[0], values, names)
+            folded = True
     for node in graph.drop_unreached():
         state.gone.setdefault(node.name, "computed from known shapes once and for all")
+    return folded
 
 
 def _known_value(node: Node, types: dict[str, TensorType]) -> Array | None:
@@ -184,8 +186,7 @@ def _pick(node: Node, dims: tuple[int | None, ...]) -> Array | None:
     ):
         return None
     step = 1 if bounds[3] is None else int(bounds[3][0])
-    start, end = int(bounds[0][0]), int(bounds[1][0])
-    return table[slice(start, end if abs(end) < 1 << 31 else None, step)]
+    return table[slice(int(bounds[0][0]), int(bounds[1][0]), step)]
 
 
 FOLD_CONSTANTS = Pass(name="fold constants", run=_run, requires=(NAMED,), ensures=(LIFTED,))

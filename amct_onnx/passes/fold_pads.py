@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import numpy as np
 
-from amct_onnx.passes.graph import Node, constant_input, has_input, nodes_of, set_input, sole_consumer
+from amct_onnx.passes.graph import Node, constant_input, has_input, is_standard, nodes_of, set_input, sole_consumer
 from amct_onnx.passes.invariants import LIFTED, NAMED
 from amct_onnx.passes.layers import spatial_axes
 from amct_onnx.passes.state import Pass, QuantState
 
 
 def _run(state: QuantState) -> None:
-    for pad in nodes_of(state.graph, "Pad"):
+    for pad in reversed(nodes_of(state.graph, "Pad")):  # of two in a row the second goes first
         target = sole_consumer(state.graph, pad.outputs[0])
         amounts = _zero_pads(pad)
         if target is None or amounts is None or not _takes(target, pad, amounts):
@@ -47,7 +47,7 @@ def _zero_pads(pad: Node) -> list[int] | None:
 
 def _takes(target: Node, pad: Node, amounts: list[int]) -> bool:
     """Whether `target` can pad by itself: only its spatial axes, nothing cut off, and explicit pads."""
-    if target.op not in ("Conv", "AveragePool") or target.inputs[0] is not pad.outputs[0]:
+    if target.op not in ("Conv", "AveragePool") or not is_standard(target) or target.inputs[0] is not pad.outputs[0]:
         return False
     axes = spatial_axes(target)
     rank = len(amounts) // 2

@@ -96,10 +96,9 @@ def _absorb_followers(state: QuantState, norm: Node, names: set[str]) -> None:
         for index, fresh in ((1, gamma), (2, beta)):
             name = unique_name(f"{norm.name}.{'scale' if index == 1 else 'bias'}", names)
             set_input(norm, index, state.graph.new_constant(name, fresh))
-        state.graph.replace_uses(follower.outputs[0], norm.outputs[0])
-        if state.graph.is_output(norm.outputs[0]):
-            norm.outputs[0].name = follower.outputs[0].name
+        result = follower.outputs[0]
         state.graph.remove([follower])
+        norm.outputs[0] = result  # a tensor that keeps its name keeps its values
         state.gone[follower.name] = f"folded into {norm.name!r}"
 
 
@@ -184,7 +183,7 @@ def _fused(graph: Graph, layer: Node, affine: _Affine) -> tuple[Array, Array]:
     with np.errstate(all="ignore"):
         fused_weight = weight.astype(np.float32) * _along_channels(layer, affine.k)
         fused_bias = bias.astype(np.float32) * affine.k + affine.shift
-    return fused_weight.astype(weight.dtype), fused_bias.astype(weight.dtype)
+        return fused_weight.astype(weight.dtype), fused_bias.astype(weight.dtype)
 
 
 def _along_channels(layer: Node, k: Floats) -> Floats:

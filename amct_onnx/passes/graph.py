@@ -24,7 +24,8 @@ from amct_onnx.errors import ModelError
 Array = NDArray[Any]
 
 _DEFAULT_DOMAINS = (None, "", "ai.onnx")
-_HIDDEN = "\0hidden attribute:"
+_HIDDEN = "\0hidden:"
+_NOTES = "\0notes"
 _STRUCTURED = {AttributeProto.SPARSE_TENSOR, AttributeProto.SPARSE_TENSORS, AttributeProto.TYPE_PROTO}
 _STRUCTURED |= {AttributeProto.TYPE_PROTOS, AttributeProto.TENSORS, AttributeProto.GRAPHS}
 _LISTS = {AttributeProto.FLOATS: "floats", AttributeProto.INTS: "ints", AttributeProto.STRINGS: "strings"}
@@ -71,18 +72,23 @@ class Graph:
         Raises:
             ModelError: the graph uses a tensor that nothing produces, or produces one twice.
         """
-        _check_names(model.graph)
+        _check_graph(model.graph)
         private = onnx.ModelProto()
         private.CopyFrom(model)
+        for function in private.functions:
+            _hide_what_is_lost(function.node)
         for proto in _all_graphs(private.graph):
-            _hide_attributes(proto)
-            _drop_untensorlike(proto.value_info)
-            _make_dense(proto)
+            _hide_what_is_lost(proto.node)
+            _drop_untensorlike(proto)
+            make_dense(proto)
         frame = onnx.ModelProto()
         for field in ("ir_version", "producer_name", "producer_version", "domain", "model_version", "doc_string"):
             setattr(frame, field, getattr(model, field))
         frame.metadata_props.extend(model.metadata_props)
         frame.opset_import.extend(model.opset_import)
+        # Before version 4, initializers had to be listed as inputs, which they are not any more.
+        frame.ir_version = max(frame.ir_version, 4)
+        frame.graph.metadata_props.extend(model.graph.metadata_props)
         frame.graph.input.extend(model.graph.input)
         frame.graph.output.extend(model.graph.output)
         return cls(gs.import_onnx(private), frame)
@@ -90,12 +96,15 @@ class Graph:
     def to_model(self) -> onnx.ModelProto:
         """Export as a model of the same IR version, opsets and metadata."""
         exported = gs.export_onnx(self._inner, do_type_check=False, opset_imports=list(self._frame.opset_import))
+        for function in exported.functions:
+            _show_what_was_hidden(function.node)
         for proto in _all_graphs(exported.graph):
-            _show_attributes(proto)
+            _show_what_was_hidden(proto.node)
         frame = self._frame
         for field in ("ir_version", "producer_name", "producer_version", "domain", "model_version", "doc_string"):
             setattr(exported, field, getattr(frame, field))
         exported.metadata_props.extend(frame.metadata_props)
+        exported.graph.metadata_props.extend(frame.graph.metadata_props)
         for ours, original in ((exported.graph.input, frame.graph.input), (exported.graph.output, frame.graph.output)):
             known = {value.name: value for value in original}
             for value in ours:
@@ -150,6 +159,10 @@ class Graph:
     def outputs(self) -> list[Tensor]:
         """What the caller gets."""
         return cast("list[Tensor]", self._inner.outputs)
+
+    def node_names(self) -> set[str]:
+        """The name of every node of the main graph."""
+        return {node.name for node in self.nodes}
 
     def tensor_names(self) -> set[str]:
         """Every tensor name in use, bodies included."""
@@ -259,7 +272,7 @@ def dense_value(node: Node) -> Array | None:
     """The values of a Constant node; None for the rare forms that stay nodes (strings, sparse values)."""
     (attribute, value), *_ = node.attrs.items()
     if attribute == "value":
-        return constant(value)
+        return None if type_name(value) == "object" else constant(value)
     if isinstance(value, str) and value.startswith(_HIDDEN):
         value = []
     dtype = {"value_float": np.float32, "value_floats": np.float32, "value_int": np.int64, "value_ints": np.int64}
@@ -274,6 +287,13 @@ def is_constant(tensor: Tensor) -> bool:
 def set_constant(tensor: Tensor, values: Array) -> None:
     """Give an initializer new values; every consumer sees them."""
     cast(Any, tensor).values = np.asarray(values, order="C")
+
+
+def type_name(tensor: Tensor) -> str:
+    """The element type of an initializer, as numpy names it, or as ONNX does where numpy has none."""
+    if isinstance(tensor.dtype, int):
+        return str(onnx.TensorProto.DataType.Name(tensor.dtype)).lower()
+    return str(np.dtype(tensor.dtype).name)
 
 
 def has_input(node: Node, index: int) -> bool:
@@ -353,7 +373,10 @@ def _all_graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
                 yield from _all_graphs(attribute.g)
 
 
-def _check_names(graph: onnx.GraphProto) -> None:
+def _check_graph(graph: onnx.GraphProto) -> None:
+    for tensor in graph.initializer:
+        if tensor.data_type not in onnx.TensorProto.DataType.values() or tensor.data_type == 0:
+            raise ModelError(f"initializer {tensor.name!r} has the unknown element type {tensor.data_type}")
     known = {value.name for value in graph.input} | {tensor.name for tensor in graph.initializer}
     known |= {tensor.values.name for tensor in graph.sparse_initializer}
     for node in graph.node:
@@ -387,24 +410,38 @@ def _is_importable(attribute: AttributeProto) -> bool:
     return True
 
 
-def _hide_attributes(graph: onnx.GraphProto) -> None:
-    """Pack what the library cannot carry (empty lists, types, sparse tensors, raw bytes) into string attributes."""
-    for node in graph.node:
+def _hide_what_is_lost(nodes: Iterable[onnx.NodeProto]) -> None:
+    """Pack what the library cannot carry into string attributes: empty lists, types, raw bytes, documentation."""
+    for node in nodes:
         for attribute in node.attribute:
             if not _is_importable(attribute):
-                packed = base64.b64encode(attribute.SerializeToString()).decode()
-                attribute.CopyFrom(onnx.helper.make_attribute(attribute.name, _HIDDEN + packed))
+                attribute.CopyFrom(_packed(attribute.name, attribute.SerializeToString()))
+        if node.doc_string or node.metadata_props:
+            notes = onnx.NodeProto(doc_string=node.doc_string, metadata_props=node.metadata_props)
+            node.attribute.append(_packed(_NOTES, notes.SerializeToString()))
 
 
-def _show_attributes(graph: onnx.GraphProto) -> None:
+def _packed(name: str, content: bytes) -> AttributeProto:
+    return onnx.helper.make_attribute(name, _HIDDEN + base64.b64encode(content).decode())
+
+
+def _show_what_was_hidden(nodes: Iterable[onnx.NodeProto]) -> None:
     hidden = _HIDDEN.encode()
-    for node in graph.node:
+    for node in nodes:
         for attribute in node.attribute:
             if attribute.type == AttributeProto.STRING and attribute.s.startswith(hidden):
-                attribute.ParseFromString(base64.b64decode(attribute.s[len(hidden) :]))
+                content = base64.b64decode(attribute.s[len(hidden) :])
+                if attribute.name == _NOTES:
+                    node.MergeFromString(content)
+                else:
+                    attribute.ParseFromString(content)
+        kept = [attribute for attribute in node.attribute if attribute.name != _NOTES]
+        if len(kept) < len(node.attribute):
+            del node.attribute[:]
+            node.attribute.extend(kept)
 
 
-def _make_dense(graph: onnx.GraphProto) -> None:
+def make_dense(graph: onnx.GraphProto) -> None:
     """Write sparse initializers out: the library reads them as float64, whatever they are."""
     for sparse in graph.sparse_initializer:
         values = onnx.numpy_helper.to_array(sparse.values)
@@ -415,8 +452,14 @@ def _make_dense(graph: onnx.GraphProto) -> None:
     del graph.sparse_initializer[:]
 
 
-def _drop_untensorlike(values: Any) -> None:
-    """Forget the types of optionals and maps, which the library cannot export; they are hints only."""
-    kept = [value for value in values if value.type.HasField("tensor_type")]
-    del values[:]
-    values.extend(kept)
+def _drop_untensorlike(graph: onnx.GraphProto) -> None:
+    """Forget the types of sequences, optionals and maps, which the library cannot export.
+
+    Inside the graph they are hints only; those of the model's inputs and outputs are put back on export.
+    """
+    kept = [value for value in graph.value_info if value.type.HasField("tensor_type")]
+    del graph.value_info[:]
+    graph.value_info.extend(kept)
+    for value in (*graph.input, *graph.output):
+        if not value.type.HasField("tensor_type"):
+            value.ClearField("type")

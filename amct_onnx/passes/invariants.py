@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from amct_onnx.passes.graph import dense_value, is_constant, is_standard, nodes_of
+from amct_onnx.passes.graph import dense_value, is_constant, is_standard, nodes_of, type_name
 from amct_onnx.passes.layers import bias_input, has_weight, why_not
 from amct_onnx.passes.state import Invariant, QuantState
 
@@ -26,7 +26,9 @@ def _plain_gemm(state: QuantState) -> list[str]:
     return [
         f"Gemm {node.name!r} has transB=1 over a constant weight"
         for node in nodes_of(state.graph, "Gemm")
-        if node.attrs.get("transB", 0) and is_constant(node.inputs[1])
+        if node.attrs.get("transB", 0)
+        and is_constant(node.inputs[1])
+        and type_name(node.inputs[1]) in ("float32", "float16", "float64")
     ]
 
 
@@ -34,7 +36,9 @@ def _unshared(state: QuantState) -> list[str]:
     return [
         f"{node.name!r} shares its weight {node.inputs[1].name!r}"
         for node in state.graph.nodes
-        if why_not(node) is None and has_weight(node) and len(node.inputs[1].outputs) > 1
+        if why_not(node) is None
+        and has_weight(node)
+        and (len(node.inputs[1].outputs) > 1 or state.graph.is_output(node.inputs[1]))
     ]
 
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
-
 from amct_onnx.kernels import arq
 from amct_onnx.passes.graph import (
     Array,
@@ -16,11 +14,9 @@ from amct_onnx.passes.graph import (
     is_constant,
     is_standard,
     sole_consumer,
+    type_name,
 )
 from amct_onnx.passes.layer_types import QUANTIZABLE
-
-_FLOATS = (np.dtype(np.float32), np.dtype(np.float16))
-
 
 def has_weight(node: Node) -> bool:
     """Whether this kind of layer has a weight, at input 1."""
@@ -72,7 +68,7 @@ def spatial_axes(node: Node) -> int | None:
 
 def bias_add(graph: Graph, node: Node) -> Node | None:
     """The Add that holds the bias of a MatMul: its only consumer, with a constant [N] at input 1."""
-    if node.op != "MatMul":
+    if node.op != "MatMul" or not is_constant(node.inputs[1]) or len(node.inputs[1].shape) != 2:
         return None
     add = sole_consumer(graph, node.outputs[0])
     if add is None or add.op != "Add" or not is_standard(add) or add.inputs[0] is not node.outputs[0]:
@@ -111,8 +107,8 @@ def _why_not_weight(node: Node) -> str | None:
         if node.op == "MatMul" and is_constant(node.inputs[0]):
             return "its constant is the first input; only a constant second input is a weight"
         return "its weight is computed at run time; only constant weights are quantized"
-    if np.dtype(node.inputs[1].dtype) not in _FLOATS:
-        return f"its weight is {np.dtype(node.inputs[1].dtype).name}; only float32 and float16 weights are quantized"
+    if (name := type_name(node.inputs[1])) not in ("float32", "float16"):
+        return f"its weight is {name}; only float32 and float16 weights are quantized"
     if math.prod(node.inputs[1].shape) == 0:
         return "its weight is empty"
     if is_constant(node.inputs[0]):

@@ -16,24 +16,25 @@ def _run(state: QuantState) -> None:
     names = state.graph.tensor_names()
     for gemm in nodes_of(state.graph, "Gemm"):
         weight = constant_input(gemm, 1)
-        if weight is None or weight.dtype not in (np.float32, np.float16):
+        if weight is None or weight.dtype not in (np.float32, np.float16, np.float64):
             continue
         bias = constant_input(gemm, 2)
-        if has_input(gemm, 2) and bias is None and float(gemm.attrs.get("beta", 1.0)) != 1.0:
-            continue  # a run-time bias cannot take beta in
+        beta_stays = has_input(gemm, 2) and bias is None  # a run-time bias cannot take it in
         if gemm.attrs.get("transB", 0) or float(gemm.attrs.get("alpha", 1.0)) != 1.0:
             _replace(state, gemm, 1, _plain_weight(gemm, weight), names)
         if bias is not None:
             plain = _plain_bias(gemm, bias, gemm.inputs[1].shape[1])
             if plain is not bias:
                 _replace(state, gemm, 2, plain, names)
-        gemm.attrs.update(transB=0, alpha=1.0, beta=1.0)
+        gemm.attrs.update(transB=0, alpha=1.0)
+        if not beta_stays:
+            gemm.attrs["beta"] = 1.0
 
 
 def _replace(state: QuantState, gemm: Node, index: int, values: Array, names: set[str]) -> None:
     """Give this node its own initializer: others may read the old one as it is. The name stays where it can."""
     old = gemm.inputs[index]
-    if len(old.outputs) > 1:
+    if len(old.outputs) > 1 or state.graph.is_output(old):
         set_input(gemm, index, state.graph.new_constant(unique_name(f"{old.name}.{gemm.name}", names), values))
     else:
         set_input(gemm, index, state.graph.new_constant(old.name, values))

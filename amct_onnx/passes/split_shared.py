@@ -20,7 +20,7 @@ def _run(state: QuantState) -> None:
 
 def _own(state: QuantState, node: Node, index: int, wanted: str, names: set[str]) -> None:
     shared = node.inputs[index]
-    if len(shared.outputs) == 1:
+    if len(shared.outputs) == 1 and not state.graph.is_output(shared):
         return
     values = constant(shared)
     assert values is not None
