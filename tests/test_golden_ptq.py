@@ -105,5 +105,5 @@ def test_fake_quant_outputs_are_the_same(case, optimize):
 
 @pytest.mark.parametrize("name", ["residual_dmq", "residual_dmq_hfmg_03", "residual_ada"])
 def test_other_algorithms_say_that_they_are_not_available(name):
-    with pytest.raises(NotAvailableError, match="layer 'stem': (dmq_balancer|ada_quantize) is not available yet"):
+    with pytest.raises(NotAvailableError, match=r"layer 'stem': (dmq_balancer|ada_quantize) is not available yet"):
         quantize_onnx(GOLDEN / "residual_default" / "model.onnx", GOLDEN / name / "quant.cfg", calibration=[])

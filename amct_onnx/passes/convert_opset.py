@@ -98,7 +98,9 @@ def _mend(model: onnx.ModelProto, opset: int) -> None:
             node.attribute.append(onnx.helper.make_attribute("nearest_mode", "floor"))
         if node.op_type == "AveragePool" and opset > HIGHEST:
             # Opset 19 gave it dilations; the default says nothing.
-            kept = [a for a in node.attribute if a.name != "dilations" or any(d != 1 for d in a.ints)]
+            kept = [a for a in node.attribute if a.name != "dilations"]
+            if any(d != 1 for a in node.attribute if a.name == "dilations" for d in a.ints):
+                raise ValueError(f"AveragePool {node.name!r} has dilations, which opset {HIGHEST} does not know")
             del node.attribute[:]
             node.attribute.extend(kept)
 

@@ -7,10 +7,9 @@ and arithmetic. After this pass both are plain initializers.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
-import onnx
 import onnxruntime
 from onnx import helper
 
@@ -19,6 +18,7 @@ from amct_onnx.passes.graph import (
     Graph,
     Node,
     Tensor,
+    byte_count,
     constant,
     constant_input,
     dense_value,
@@ -80,24 +80,39 @@ def _evaluate(state: QuantState) -> None:
         return
     largest = _LARGEST_GROWTH + 8 * sum(_input_bytes(node) for node in foldable)
     names = graph.tensor_names()
-    for tensor, values in zip(results, _compute(graph.cut_out(foldable, results)), strict=False):
+    for tensor, values in zip(results, _compute(graph, foldable, results), strict=True):
         if isinstance(values, np.ndarray) and values.dtype != object and values.nbytes <= largest:
             _put_constant(graph, tensor, values, names)
     for node in graph.drop_unreached():
         state.gone.setdefault(node.name, "computed from constants once and for all")
 
 
-def _compute(model: onnx.ModelProto) -> list[Array]:
-    """The outputs of a model without inputs; none where onnxruntime lacks an operator, which then stays as it is."""
+def _compute(graph: Graph, nodes: Sequence[Node], results: Sequence[Tensor]) -> list[Array | None]:
+    """The values of `results`; None for what onnxruntime cannot compute, which then stays as it is."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    model = graph.cut_out(_leading_to(nodes, results), results)
     try:
         session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
         return list(session.run(None, {}))
     except Exception as error:
-        _log.debug("constants are not folded: %s", error)
-        return []
+        if len(results) == 1:
+            _log.debug("constant %r is not folded: %s", results[0].name, error)
+            return [None]
+    half = len(results) // 2
+    return _compute(graph, nodes, results[:half]) + _compute(graph, nodes, results[half:])
+
+
+def _leading_to(nodes: Sequence[Node], results: Iterable[Tensor]) -> list[Node]:
+    """Those of `nodes` that `results` depend on, in order."""
+    wanted = {id(tensor) for tensor in results}
+    kept = []
+    for node in reversed(nodes):
+        if any(id(tensor) in wanted for tensor in node.outputs):
+            kept.append(node)
+            wanted.update(id(tensor) for tensor in node.inputs)
+    return kept[::-1]
 
 
 def _foldable_nodes(nodes: Iterable[Node]) -> list[Node]:
@@ -116,7 +131,7 @@ def _reads_only(node: Node, known: set[int]) -> bool:
 
 
 def _input_bytes(node: Node) -> int:
-    return sum(values.nbytes for tensor in node.inputs if (values := constant(tensor)) is not None)
+    return sum(byte_count(tensor) for tensor in node.inputs if is_constant(tensor))
 
 
 def _put_constant(graph: Graph, tensor: Tensor, values: Array, names: set[str]) -> None:

@@ -116,7 +116,7 @@ class Graph:
         """Export with every initializer above `small` bytes turned into an input: shapes without the weight."""
         skeleton = self.copy()
         for tensor in skeleton._inner.tensors().values():
-            if isinstance(tensor, gs.Constant) and _byte_count(tensor) > small:
+            if isinstance(tensor, gs.Constant) and byte_count(tensor) > small:
                 variable = tensor.to_variable(dtype=tensor.dtype, shape=tensor.shape)
                 variable.type = "tensor_type"
                 skeleton._inner.inputs.append(variable)
@@ -359,7 +359,8 @@ def unique_name(wanted: str, taken: set[str]) -> str:
     return name
 
 
-def _byte_count(tensor: Any) -> int:
+def byte_count(tensor: Tensor) -> int:
+    """Size of an initializer in bytes; does not load its values."""
     # Element types that numpy does not have are given as their number in TensorProto; none is wider than 2 bytes.
     size = 2 if isinstance(tensor.dtype, int) else np.dtype(tensor.dtype).itemsize
     return int(np.prod(tensor.shape, dtype=np.int64)) * size

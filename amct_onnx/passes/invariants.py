@@ -28,7 +28,8 @@ def _plain_gemm(state: QuantState) -> list[str]:
         for node in nodes_of(state.graph, "Gemm")
         if node.attrs.get("transB", 0)
         and is_constant(node.inputs[1])
-        and type_name(node.inputs[1]) in ("float32", "float16", "float64")
+        and type_name(node.inputs[1]) in ("float32", "float16")
+        and node.attrs.get("alpha", 1.0) == 1.0
     ]
 
 

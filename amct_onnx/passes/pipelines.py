@@ -20,8 +20,8 @@ from amct_onnx.passes.state import Pass
 
 PREPARE: tuple[Pass, ...] = (
     NAME_NODES,  # everything after speaks of nodes by name
-    REMOVE_IDENTITIES,  # weights behind Identity come into reach of folding
     FOLD_CONSTANTS,  # weights and paddings become initializers
+    REMOVE_IDENTITIES,
     NORMALISE_GEMM,
     FOLD_PADS,
     SPLIT_SHARED,  # last: folding may have made two layers read one initializer

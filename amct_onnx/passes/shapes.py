@@ -25,11 +25,16 @@ class TensorType:
 
 def infer_types(graph: Graph) -> dict[str, TensorType]:
     """Types of the tensors of the main graph; a tensor of which nothing is known is absent."""
+    skeleton = graph.to_skeleton(_SMALL)
+    # Exporters note the sizes that they traced with, also where an axis is free: only the inputs are believed.
+    del skeleton.graph.value_info[:]
+    for output in skeleton.graph.output:
+        output.type.tensor_type.ClearField("shape")
     try:
-        inferred = onnx.shape_inference.infer_shapes(graph.to_skeleton(_SMALL), data_prop=True)
-    except (onnx.shape_inference.InferenceError, ValueError, RuntimeError):
+        inferred = onnx.shape_inference.infer_shapes(skeleton, data_prop=True)
+    except Exception:
         # Inference is a help, not a requirement: operators of other domains or odd models may defeat it.
-        inferred = graph.to_skeleton(_SMALL)
+        inferred = skeleton
     values = [*inferred.graph.input, *inferred.graph.value_info, *inferred.graph.output]
     return {value.name: _type_of(value) for value in values if value.type.HasField("tensor_type")}
 
