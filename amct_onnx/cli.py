@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import logging
 import sys
 from collections.abc import Callable, Sequence
@@ -23,6 +24,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status: 0 done, 1 an error that is explained, 2 wrong usage."""
     options = _parser().parse_args(arguments)
     _set_up_log(options.verbose, options.quiet)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # names may hold what the terminal cannot show
     command: Callable[[argparse.Namespace], None] = options.command
     try:
         command(options)
@@ -140,6 +144,8 @@ def _compare(options: argparse.Namespace) -> None:
 
 def _data_source(options: argparse.Namespace) -> tuple[CalibrationSource, int | None]:
     """The data that the options name, and how many batches to take: AMCT's form takes 1 unless told otherwise."""
+    if options.batch_num is not None and options.batch_num < 1:
+        raise ConfigError(f"--batch_num must be at least 1, found {options.batch_num}")
     three = {"--data_dir": options.data_dir, "--data_types": options.data_types, "--input_shape": options.input_shape}
     if options.data is not None:
         if given := [name for name, value in three.items() if value is not None]:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -24,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto, helper
 
-from amct_onnx.errors import DataError, nearest
+from amct_onnx.errors import AmctError, DataError, nearest
 
 Array = NDArray[Any]
 Feed = dict[str, Array]
@@ -76,6 +77,8 @@ def input_specs(model: ModelProto) -> list[InputSpec]:
         tensor = value.type.tensor_type
         if not value.type.HasField("tensor_type"):
             raise DataError(f"input {value.name!r} of the model is no tensor; only tensors can be fed")
+        if tensor.elem_type == 0:
+            raise DataError(f"input {value.name!r} of the model has no element type, so nothing can be fed to it")
         dims = tuple(d.dim_value if d.dim_value > 0 else None for d in tensor.shape.dim)
         dtype = np.dtype(helper.tensor_dtype_to_np_dtype(tensor.elem_type))
         specs.append(InputSpec(name=value.name, dtype=dtype, shape=dims if tensor.HasField("shape") else None))
@@ -90,7 +93,7 @@ def checked_feeds(source: CalibrationSource, specs: Sequence[InputSpec], batch_n
             or inf. Raised when the batch is reached.
     """
     count = 0
-    for feed in islice(_batches(source, specs), batch_num):
+    for feed in _taken(source, specs, batch_num):
         yield _checked(feed, specs, f"batch {count}")
         count += 1
     if count == 0:
@@ -99,10 +102,27 @@ def checked_feeds(source: CalibrationSource, specs: Sequence[InputSpec], batch_n
         raise DataError(f"batch_num is {batch_num}, but the calibration data hold only {count} batches")
 
 
+def _taken(source: CalibrationSource, specs: Sequence[InputSpec], batch_num: int | None) -> Iterator[Any]:
+    """The first batches of the source; what goes wrong inside the user's own code is told as such."""
+    count = 0
+    try:
+        for batch in islice(_batches(source, specs), batch_num):
+            yield batch
+            count += 1
+    except AmctError:
+        raise
+    except Exception as error:
+        raise DataError(
+            f"batch {count}: the calibration data cannot be read: {type(error).__name__}: {error}"
+        ) from error
+
+
 def _batches(source: CalibrationSource, specs: Sequence[InputSpec]) -> Iterator[Any]:
     if isinstance(source, (str, os.PathLike)):
+        if not os.fspath(source):
+            raise DataError("the path of the calibration data is empty")
         return _from_path(Path(source), specs)
-    if isinstance(source, DataReader):
+    if isinstance(source, DataReader) and not isinstance(source, type):
         return iter(source.get_next, None)
     if isinstance(source, Mapping):
         return iter([source])
@@ -130,7 +150,7 @@ def _from_path(path: Path, specs: Sequence[InputSpec]) -> Iterator[Any]:
     if path.is_dir():
         return _from_directory(path, specs)
     if path.suffix == ".npy":
-        return _unstacked(_load(path), specs)
+        return _unstacked(_load_array(path), specs)
     if path.suffix == ".npz":
         return _from_npz(path, specs)
     raise DataError(f"{path}: calibration data in a file must be .npz or .npy; raw files stand in a directory")
@@ -138,20 +158,24 @@ def _from_path(path: Path, specs: Sequence[InputSpec]) -> Iterator[Any]:
 
 def _from_npz(path: Path, specs: Sequence[InputSpec]) -> Iterator[Feed]:
     """One batch with an array per input, or the batches <input>_0, <input>_1, ..."""
-    arrays = _load(path)
     names = [spec.name for spec in specs]
-    if all(name in arrays for name in names):
-        yield {name: arrays[name] for name in names}
-        return
-    if not any(f"{name}_0" in arrays for name in names):
-        raise DataError(
-            f"{path}: holds {', '.join(sorted(arrays)) or 'no arrays'}; the model's inputs are {', '.join(names)} "
-            "(name the arrays like the inputs, or <input>_<batch>)"
-        )
-    batch = 0
-    while any(f"{name}_{batch}" in arrays for name in names):
-        yield {name: arrays[f"{name}_{batch}"] for name in names if f"{name}_{batch}" in arrays}
-        batch += 1
+    with _opened(path) as arrays:
+        if all(name in arrays for name in names):
+            yield {name: arrays[name] for name in names}
+            return
+        numbers = {int(key[len(name) + 1 :]) for name in names for key in arrays if _is_numbered(key, name)}
+        if not numbers:
+            raise DataError(
+                f"{path}: holds {', '.join(sorted(arrays)) or 'no arrays'}; the model's inputs are {', '.join(names)} "
+                "(name the arrays like the inputs, or <input>_<batch>)"
+            )
+        for batch in range(max(numbers) + 1):
+            yield {name: arrays[f"{name}_{batch}"] for name in names if f"{name}_{batch}" in arrays}
+
+
+def _is_numbered(key: str, name: str) -> bool:
+    number = key.removeprefix(f"{name}_")
+    return number != key and number.isdecimal() and str(int(number)) == number
 
 
 def _from_directory(path: Path, specs: Sequence[InputSpec]) -> Iterator[Any]:
@@ -188,13 +212,13 @@ def _data_files(path: Path) -> list[Path]:
 def _from_file(file: Path, specs: Sequence[InputSpec]) -> Any:
     if file.suffix != ".npz":
         return {specs[0].name: _array_of(file, specs[0])}
-    arrays = _load(file)
-    return {name: arrays[name] for name in arrays}
+    with _opened(file) as arrays:
+        return {name: arrays[name] for name in arrays}
 
 
 def _array_of(file: Path, spec: InputSpec) -> Array:
     if file.suffix == ".npy":
-        return np.asarray(_load(file))
+        return _load_array(file)
     if file.suffix == ".npz":
         raise DataError(f"{file}: one array is needed for input {spec.name!r}; give .npy or raw files here")
     return _raw_array(file, spec)
@@ -212,11 +236,30 @@ def _raw_array(file: Path, spec: InputSpec) -> Array:
     return np.fromfile(file, spec.dtype).reshape([-1 if d is None else d for d in spec.shape])
 
 
-def _load(file: Path) -> Any:
+def _load_array(file: Path) -> Array:
     try:
-        return np.load(file, allow_pickle=False)
+        with file.open("rb") as stream:
+            loaded = np.load(stream, allow_pickle=False)
+            if isinstance(loaded, np.ndarray):
+                return loaded
     except Exception as error:
-        raise DataError(f"{file}: not a readable {file.suffix} file: {error}") from error
+        raise DataError(f"{file}: not a readable .npy file: {error}") from error
+    raise DataError(f"{file}: is an archive of arrays; name it .npz")
+
+
+@contextmanager
+def _opened(file: Path) -> Iterator[Mapping[str, Array]]:
+    """The arrays of a .npz file, each read when it is asked for."""
+    try:
+        with file.open("rb") as stream:
+            loaded = np.load(stream, allow_pickle=False)
+            if isinstance(loaded, np.ndarray):
+                raise DataError(f"{file}: is a single array; name it .npy")
+            yield loaded
+    except (DataError, GeneratorExit):
+        raise
+    except Exception as error:
+        raise DataError(f"{file}: not a readable .npz file: {error}") from error
 
 
 def _checked(batch: Any, specs: Sequence[InputSpec], where: str) -> Feed:
@@ -236,17 +279,26 @@ def _checked(batch: Any, specs: Sequence[InputSpec], where: str) -> Feed:
 
 def _as_feed(batch: Any, specs: Sequence[InputSpec], where: str) -> Feed:
     if isinstance(batch, Mapping):
-        return {str(name): np.asarray(value) for name, value in batch.items()}
+        return {str(name): _array(value, f"{where}, input {name!r}") for name, value in batch.items()}
     if isinstance(batch, (tuple, list)) and all(hasattr(item, "shape") for item in batch):
         if len(batch) != len(specs):
             raise DataError(f"{where}: {len(batch)} arrays for the model's {len(specs)} inputs")
-        return {spec.name: np.asarray(value) for spec, value in zip(specs, batch, strict=True)}
+        pairs = zip(specs, batch, strict=True)
+        return {spec.name: _array(value, f"{where}, input {spec.name!r}") for spec, value in pairs}
     if not hasattr(batch, "shape"):
         raise DataError(f"{where}: a {type(batch).__name__} is no batch; give a dict, an array, or a tuple of arrays")
     if len(specs) != 1:
         names = ", ".join(spec.name for spec in specs)
         raise DataError(f"{where}: one array for a model with the inputs {names}; give a dict or a tuple of arrays")
-    return {specs[0].name: np.asarray(batch)}
+    return {specs[0].name: _array(batch, f"{where}, input {specs[0].name!r}")}
+
+
+def _array(value: Any, where: str) -> Array:
+    try:
+        array = np.asarray(value)
+    except Exception as error:
+        raise DataError(f"{where}: cannot be made an array: {error}") from error
+    return array.astype(array.dtype.newbyteorder("=")) if not array.dtype.isnative else array
 
 
 def _check_array(array: Array, spec: InputSpec, where: str) -> None:

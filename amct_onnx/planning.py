@@ -22,7 +22,7 @@ from amct_onnx.kernels.ifmr import Ifmr
 from amct_onnx.kernels.nuq import Nuq
 from amct_onnx.passes.graph import Node
 from amct_onnx.passes.layer_types import PER_CHANNEL, is_of_type, says_rank
-from amct_onnx.passes.layers import spatial_axes, why_not
+from amct_onnx.passes.layers import is_depthwise, spatial_axes, why_not
 from amct_onnx.passes.shapes import TensorType, infer_types
 from amct_onnx.passes.state import LayerPlan, QuantPlan, QuantState
 
@@ -96,7 +96,7 @@ class _Request:
         if node.name in config.override_layer_configs:
             return cls(node, config, config.override_layer_configs[node.name], f"layer {node.name!r}")
         axes = spatial_axes(node)
-        types = [name for name in config.override_layer_types if is_of_type(name, node.op, axes)]
+        types = [name for name in config.override_layer_types if is_of_type(name, node.op, axes, is_depthwise(node))]
         if types:
             name = sorted(types, key=says_rank)[-1]  # Conv2d says more than Conv
             return cls(node, config, config.override_layer_types[name], f"layer type {name!r}")
@@ -148,6 +148,8 @@ class _Request:
         if isinstance(weight, AdaRound) and not self._can_round():
             self._cannot("ada_quantize", "its weights are quantized by arq_quantize")
             weight = Arq()
+        if self.node.op == "AveragePool" and self.source is None:
+            return Arq(channel_wise=False)  # it has no weight that anything could be said of
         per_channel = self.node.op in PER_CHANNEL
         channel_wise = per_channel if weight.channel_wise is None else weight.channel_wise
         if channel_wise and not per_channel:
@@ -185,7 +187,7 @@ def _why_disabled(node: Node, config: QuantConfig) -> str | None:
     if node.name in config.skip_layers:
         return "listed in skip_layers"
     for name in config.skip_layer_types:
-        if is_of_type(name, node.op, spatial_axes(node)):
+        if is_of_type(name, node.op, spatial_axes(node), is_depthwise(node)):
             return f"its type is listed in skip_layer_types as {name!r}"
     if config.only_layers is not None and node.name not in config.only_layers:
         return "not enabled by the configuration (quant_enable)"
@@ -201,13 +203,11 @@ def _disabled_by_list(config: QuantConfig) -> set[str]:
 
 
 def _refuse_unavailable(config: QuantConfig) -> None:
-    for asked, name in (
-        (config.joint_quant, "joint_quant"),
-        (config.tensor_quantize, "tensor_quantize"),
-        (config.nuq_config, "nuq_config"),
-    ):
-        if asked:
-            raise NotAvailableError(f"{name} is not available yet; remove it from the configuration")
+    wishes = ["joint_quant"] if config.joint_quant else []
+    wishes += [f"tensor_quantize (input {t.input_index} of {t.layer_name!r})" for t in config.tensor_quantize]
+    wishes += ["nuq_config"] if config.nuq_config is not None else []
+    for wish in wishes:
+        raise NotAvailableError(f"{wish} is not available yet; remove it from the configuration")
 
 
 def _check_available(layer: LayerPlan) -> None:
@@ -225,7 +225,9 @@ def _check_available(layer: LayerPlan) -> None:
 
 
 def _check_names(state: QuantState, config: QuantConfig) -> None:
-    known = {node.name for node in state.graph.nodes} | set(state.gone)
+    known = state.graph.node_names() | set(state.gone) | {node.name for _, node in state.graph.body_nodes()}
+    for name in set(config.override_layer_configs) & set(state.gone) - _disabled_by_list(config):
+        raise ConfigError(f"override_layer_configs names {name!r}, which is no layer any more: {state.gone[name]}")
     for field, names in (
         ("skip_layers", config.skip_layers),
         ("skip_fusion_layers", config.skip_fusion_layers),

@@ -22,14 +22,15 @@ from amct_onnx.formats.model_file import read_model, staged, write_model
 from amct_onnx.formats.record import LayerRecord, format_record
 from amct_onnx.kernels.quant_params import QuantParams
 from amct_onnx.passes.convert_opset import with_accepted_opset
-from amct_onnx.passes.graph import Graph
+from amct_onnx.passes.graph import Array, Graph
 from amct_onnx.passes.layers import has_weight
 from amct_onnx.passes.manager import run_passes
 from amct_onnx.passes.pipelines import DEPLOY, FAKE_QUANT, FUSE, PREPARE, calibrate
+from amct_onnx.passes.session import open_session, run_session
 from amct_onnx.passes.state import LayerPlan, Pass, QuantPlan, QuantState
 from amct_onnx.planning import make_plan
 from amct_onnx.progress import Progress
-from amct_onnx.report.compare import Comparison, TensorError, compare_models
+from amct_onnx.report.compare import Comparison, TensorError, compare_models, compare_outputs
 
 _log = logging.getLogger("amct_onnx")
 
@@ -107,7 +108,8 @@ def quantize_onnx(
         state = replace(state, plan=make_plan(state, config))
         run_passes(FUSE, state)
     first, feeds = _first_and_all(calibration, source, state.plan.batch_num)
-    _require_same(source, state, first)
+    expected = _outputs(source, first)
+    _require_same(state, expected, first)
     run_passes(calibrate(show.track(feeds, "calibrate", _batch_count(calibration, state.plan.batch_num))), state)
     state = replace(state, plan=final_plan(state))
     with show.phase("write and verify"):
@@ -117,21 +119,45 @@ def quantize_onnx(
             record=format_record(_records(state)),
             config=format_json(config, _json_layers(state.plan)),
         )
-        return _finish(source, state, results, target, first, measure_layers)
+        return _finish(state, results, target, expected, first, measure_layers)
 
 
 def prepare(source: onnx.ModelProto) -> QuantState:
     """The model as a graph in the engine's normal form, computing the same.
 
     Raises:
-        ModelError: the model is quantized already, or its opset cannot be converted.
+        ModelError: onnxruntime does not accept the model, it is quantized already, or its opset cannot be converted.
     """
     for node in source.graph.node:
-        if node.op_type.startswith("Ascend"):
-            raise ModelError(f"the model is quantized already: node {node.name!r} is {node.op_type}")
+        if node.op_type.startswith("Ascend") or ".quant.fakequant." in node.name:
+            raise ModelError(f"the model is quantized already: node {node.name!r} ({node.op_type})")
+    input_specs(source)
     state = QuantState(graph=Graph.of_model(with_accepted_opset(source)))
+    open_session(_runnable(source), "the model", optimize=False)
+    kept = state.graph.node_names()
+    for node in source.graph.node:
+        if node.name and node.name not in kept:
+            state.gone[node.name] = f"{node.op_type} was written out in operators that ATC reads"
     run_passes(PREPARE, state)
     return state
+
+
+def _runnable(source: onnx.ModelProto) -> onnx.ModelProto:
+    """The model itself, or one without node names where two are the same, which onnxruntime does not accept."""
+    names = [node.name for node in source.graph.node if node.name]
+    if len(names) == len(set(names)):
+        return source
+    copy = onnx.ModelProto()
+    copy.CopyFrom(source)
+    for node in copy.graph.node:
+        node.name = ""
+    return copy
+
+
+def _outputs(source: onnx.ModelProto, feed: Feed) -> dict[str, Array]:
+    session = open_session(_runnable(source), "the model", optimize=False)
+    values = run_session(session, feed, "calibration batch 0")
+    return dict(zip([output.name for output in session.get_outputs()], values, strict=True))
 
 
 def final_plan(state: QuantState) -> QuantPlan:
@@ -200,10 +226,10 @@ def _batch_count(calibration: CalibrationSource | None, batch_num: int | None) -
     return len(calibration) if isinstance(calibration, (list, tuple)) else None
 
 
-def _require_same(source: onnx.ModelProto, state: QuantState, feed: Feed) -> None:
-    """The rewritten float graph must still compute what the model does; tells also whether the model runs at all."""
-    found = compare_models(source, state.graph.to_model(), [feed], layers=False)
-    for name, error in found.outputs.items():
+def _require_same(state: QuantState, expected: Mapping[str, Array], feed: Feed) -> None:
+    """The rewritten float graph must still compute what the model does."""
+    found = compare_outputs(expected, state.graph.to_model(), feed, "the prepared model")
+    for name, error in found.items():
         if error.sqnr < _SAME and error.largest > 1e-4:
             raise ModelError(
                 f"preparing the model changed output {name!r} ({error.sqnr:.1f} dB); "
@@ -248,16 +274,20 @@ def _json_layers(plan: QuantPlan) -> dict[str, tuple[bool, LayerConfig]]:
 
 
 def _finish(
-    source: onnx.ModelProto,
     state: QuantState,
     results: _Results,
     target: _Target | None,
+    expected: Mapping[str, Array],
     feed: Feed,
     measure_layers: bool,
 ) -> QuantizeResult:
     """Write the files if asked to, load them again, run them, and only then put them into place."""
+
+    def verified(deploy: onnx.ModelProto, fake_quant: onnx.ModelProto) -> Comparison:
+        return _verified(state, deploy, fake_quant, expected, feed, measure_layers)
+
     if target is None:
-        found = _verified(source, results.deploy, results.fake_quant, feed, measure_layers)
+        found = verified(results.deploy, results.fake_quant)
         return _result(state, found, results.deploy, results.fake_quant, results.record, results.config)
     names = [target.name(e) for e in ("deploy_model.onnx", "fake_quant_model.onnx", "record.txt", "config.json")]
     with staged(target.directory, names) as stage:
@@ -266,23 +296,30 @@ def _finish(
         write_model(results.fake_quant, paths[1])
         paths[2].write_text(results.record, encoding="utf-8")
         paths[3].write_text(results.config, encoding="utf-8")
-        found = _verified(source, read_model(paths[0]), read_model(paths[1]), feed, measure_layers)
+        found = verified(read_model(paths[0]), read_model(paths[1]))
     deploy, fake_quant, record, config = (target.directory / name for name in names)
     return _result(state, found, deploy, fake_quant, record, config)
 
 
 def _verified(
-    source: onnx.ModelProto, deploy: onnx.ModelProto, fake_quant: onnx.ModelProto, feed: Feed, measure_layers: bool
+    state: QuantState,
+    deploy: onnx.ModelProto,
+    fake_quant: onnx.ModelProto,
+    expected: Mapping[str, Array],
+    feed: Feed,
+    measure_layers: bool,
 ) -> Comparison:
     """Run the fake-quant model against the float one, and check that the deploy model has the same ends.
 
     Raises:
-        ModelError: the outputs are not finite although those of the float model are, or have other names.
+        ModelError: the fake-quant model does not run, or the two models have different inputs or outputs.
     """
     ends = [[value.name for value in (*m.graph.input, *m.graph.output)] for m in (deploy, fake_quant)]
     if ends[0] != ends[1]:
         raise ModelError(f"the deploy model's inputs and outputs are {ends[0]}, the fake-quant model's {ends[1]}")
-    return compare_models(source, fake_quant, [feed], layers=measure_layers)
+    outputs = compare_outputs(expected, fake_quant, feed, "the quantized model")
+    layers = compare_models(state.graph.to_model(), fake_quant, [feed]).layers if measure_layers else {}
+    return Comparison(outputs=outputs, layers=layers)
 
 
 def _result(

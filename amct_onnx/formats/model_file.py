@@ -6,13 +6,13 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import onnx
 from google.protobuf.message import DecodeError
 
-from amct_onnx.errors import ModelError, OutputError
+from amct_onnx.errors import AmctError, ModelError, OutputError
 
 LARGEST_MESSAGE = 2_000_000_000
 """Bytes above which a model's weights are written beside it: protobuf stops at 2 GB."""
@@ -40,8 +40,8 @@ def _load(path: Path) -> onnx.ModelProto:
     if not path.is_file():
         raise ModelError(f"{path}: not a file; give the path of an .onnx file")
     try:
-        return onnx.load(str(path))
-    except (DecodeError, UnicodeDecodeError, onnx.checker.ValidationError, OSError, ValueError) as error:
+        return onnx.load(str(path), format="protobuf")  # whatever its name ends in
+    except Exception as error:
         what = "not an ONNX model, or a truncated one" if isinstance(error, DecodeError) else "cannot be read"
         raise ModelError(f"{path}: {what}: {error}") from error
 
@@ -50,48 +50,65 @@ def _load(path: Path) -> onnx.ModelProto:
 def staged(directory: Path, names: list[str]) -> Iterator[Path]:
     """A folder to write files into; at the end all files in it are moved to `directory`, replacing those of `names`.
 
-    Where anything fails, nothing is left behind and nothing of `directory` is changed.
+    Where anything fails, also one of the moves, nothing is left behind and `directory` is as it was.
 
     Raises:
         OutputError: the directory cannot be made or written to, or one of `names` is a directory there.
     """
-    made = _make(directory)
+    made: list[Path] = []
     stage: Path | None = None
     try:
+        _make(directory, made)
         for name in names:
             if (directory / name).is_dir():
                 raise OutputError(f"{directory / name}: is a directory; a file of this name shall be written")
         stage = Path(tempfile.mkdtemp(prefix=".amct_onnx-", dir=directory))
-        yield stage
-        for file in sorted(stage.iterdir()):
-            os.replace(file, directory / file.name)
+        files = stage / "new"
+        files.mkdir()
+        yield files
+        _move(files, directory, stage)
         made = []
-    except OSError as error:
-        if isinstance(error, OutputError):
+    except (OSError, ValueError) as error:
+        if isinstance(error, AmctError):
             raise
-        raise OutputError(f"{directory}: cannot be written to: {error.strerror or error}") from error
+        reason = getattr(error, "strerror", None) or error
+        raise OutputError(f"{directory}: cannot be written to: {reason}") from error
     finally:
         if stage is not None:
             shutil.rmtree(stage, ignore_errors=True)
         for folder in reversed(made):
-            folder.rmdir()
+            with suppress(OSError):  # somebody else has put something into it meanwhile
+                folder.rmdir()
 
 
-def _make(directory: Path) -> list[Path]:
-    """Make the directory and its parents; returns those that were not there, outermost first."""
-    missing = [folder for folder in (directory, *directory.parents) if not folder.exists()][::-1]
-    made: list[Path] = []
-    try:
-        for folder in missing:
-            folder.mkdir()
-            made.append(folder)
-    except OSError as error:
-        for folder in reversed(made):
-            folder.rmdir()
-        raise OutputError(f"{directory}: cannot be made: {error.strerror or error}") from error
+def _make(directory: Path, made: list[Path]) -> None:
+    """Make the directory and its parents, and note those that were not there, outermost first."""
+    for folder in [folder for folder in (directory, *directory.parents) if not folder.exists()][::-1]:
+        folder.mkdir()
+        made.append(folder)
     if not directory.is_dir():
         raise OutputError(f"{directory}: is not a directory")
-    return made
+
+
+def _move(files: Path, directory: Path, stage: Path) -> None:
+    """Move every file into place; where one cannot be, take back those before it and put back what they replaced."""
+    done: list[tuple[Path, Path | None]] = []
+    try:
+        for file in sorted(files.iterdir()):
+            target = directory / file.name
+            kept = None
+            if target.exists():
+                kept = stage / f"old {file.name}"
+                os.replace(target, kept)
+            done.append((target, kept))
+            os.replace(file, target)
+    except BaseException:
+        for target, kept in reversed(done):
+            if kept is not None:
+                os.rename(kept, target)
+            else:
+                target.unlink(missing_ok=True)
+        raise
 
 
 def write_model(model: onnx.ModelProto, path: Path) -> None:

@@ -62,6 +62,7 @@ def _lift_constant_nodes(state: QuantState) -> None:
             continue
         _put_constant(state.graph, node.outputs[0], values, names)
         lifted.append(node)
+        state.gone.setdefault(node.name, "a constant, which is an initializer now")
     state.graph.remove(lifted)
 
 

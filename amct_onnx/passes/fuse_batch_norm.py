@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from amct_onnx.errors import ModelError
 from amct_onnx.passes.graph import (
     Array,
     Graph,
@@ -69,8 +70,15 @@ def _run(state: QuantState) -> None:
 
 
 def _why_not_norm(norm: Node) -> str | None:
-    if len(norm.inputs) != 5 or any(constant_input(norm, i) is None for i in range(1, 5)):
+    if len(norm.inputs) != 5:
         return "its statistics are not constants"
+    for index in range(1, 5):
+        values = constant_input(norm, index)
+        if values is None:
+            return "its statistics are not constants"
+        if not np.isfinite(values).all():
+            kind = "NaN" if np.isnan(values).any() else "inf"
+            raise ModelError(f"the statistics {norm.inputs[index].name!r} of {norm.name!r} hold {kind}")
     if norm.attrs.get("training_mode", 0):
         return "it is in training mode"
     if norm.attrs.get("spatial", 1) != 1:

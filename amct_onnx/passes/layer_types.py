@@ -45,9 +45,11 @@ def check_layer_type(name: str) -> None:
         raise ConfigError(f"unknown layer type {name!r}{nearest(name, _NAMES) or ';'} known types: {known}")
 
 
-def is_of_type(name: str, op_type: str, spatial_axes: int | None) -> bool:
+def is_of_type(name: str, op_type: str, spatial_axes: int | None, depthwise: bool) -> bool:
     """Whether a node of `op_type` is what `name` stands for; a node of unknown rank matches every rank."""
     operators, axes = _NAMES[name]
+    if name == "DepthwiseConv2dNative" and not depthwise:
+        return False
     return op_type in operators and (axes is None or spatial_axes is None or axes == spatial_axes)
 
 

@@ -49,6 +49,11 @@ def group_of(node: Node) -> int:
     return int(node.attrs.get("group", 1))
 
 
+def is_depthwise(node: Node) -> bool:
+    """Whether a convolution treats every input channel by itself."""
+    return node.op == "Conv" and group_of(node) > 1 and node.inputs[1].shape[1] == 1
+
+
 def output_channels(node: Node) -> int:
     """Cout of a layer with a weight."""
     shape = node.inputs[1].shape

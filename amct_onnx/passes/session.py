@@ -37,7 +37,7 @@ def open_session(model: onnx.ModelProto | Path, what: str, *, optimize: bool = T
             return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
         return _open_large(model, options)
     except Exception as error:
-        raise ModelError(f"onnxruntime does not accept {what}: {error}") from error
+        raise ModelError(f"onnxruntime does not accept {what}: {_in_one_line(error)}") from error
 
 
 def run_session(
@@ -51,7 +51,11 @@ def run_session(
     try:
         return [np.asarray(value) for value in session.run(None, dict(feed))]
     except Exception as error:
-        raise ModelError(f"onnxruntime fails to run the model on {what}: {error}") from error
+        raise ModelError(f"onnxruntime fails to run the model on {what}: {_in_one_line(error)}") from error
+
+
+def _in_one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
 
 
 def _open_large(model: onnx.ModelProto, options: onnxruntime.SessionOptions) -> onnxruntime.InferenceSession:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import onnx
 
-from amct_onnx.passes.graph import Graph
+from amct_onnx.passes.graph import Graph, is_standard
 
 _SMALL = 1024
 """Constants up to this many bytes stay in the skeleton: shapes may depend on their values."""
@@ -27,7 +27,11 @@ def infer_types(graph: Graph) -> dict[str, TensorType]:
     """Types of the tensors of the main graph; a tensor of which nothing is known is absent."""
     skeleton = graph.to_skeleton(_SMALL)
     # Exporters note the sizes that they traced with, also where an axis is free: only the inputs are believed.
+    # Of the operators of other domains nothing is known but what the file says.
+    foreign = {tensor.name for node in graph.nodes if not is_standard(node) for tensor in node.outputs}
+    noted = [value for value in skeleton.graph.value_info if value.name in foreign]
     del skeleton.graph.value_info[:]
+    skeleton.graph.value_info.extend(noted)
     for output in skeleton.graph.output:
         output.type.tensor_type.ClearField("shape")
     try:

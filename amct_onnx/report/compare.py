@@ -72,6 +72,20 @@ def compare_models(
     )
 
 
+def compare_outputs(
+    expected: Mapping[str, NDArray[Any]], model: onnx.ModelProto, feed: Mapping[str, NDArray[Any]], what: str
+) -> dict[str, TensorError]:
+    """Run a model over one feed and compare its outputs with those expected; `what` names it in errors."""
+    session = open_session(model, what)
+    found = dict(zip([out.name for out in session.get_outputs()], run_session(session, feed, "batch 0"), strict=True))
+    errors = {}
+    for name in expected:
+        sums = _Sums()
+        sums.add(expected[name], found[name])
+        errors[name] = sums.error()
+    return errors
+
+
 @dataclass(slots=True)
 class _Sums:
     """Running sums over batches, in float64."""
@@ -88,7 +102,10 @@ class _Sums:
         if x.size == 0 or x.dtype.kind not in "fiub":
             return
         a, b = x.astype(np.float64).ravel(), y.astype(np.float64).ravel()
-        difference = a - b
+        with np.errstate(invalid="ignore", over="ignore"):  # inf and NaN show in the result
+            self._add(a, b, a - b)
+
+    def _add(self, a: NDArray[np.float64], b: NDArray[np.float64], difference: NDArray[np.float64]) -> None:
         self.xx += float(a @ a)
         self.yy += float(b @ b)
         self.xy += float(a @ b)
