@@ -170,6 +170,8 @@ def _from_npz(path: Path, specs: Sequence[InputSpec]) -> Iterator[Feed]:
                 "(name the arrays like the inputs, or <input>_<batch>)"
             )
         for batch in range(max(numbers) + 1):
+            if batch not in numbers:
+                raise DataError(f"{path}: lacks {names[0]}_{batch}, but holds arrays of batch {max(numbers)}")
             yield {name: arrays[f"{name}_{batch}"] for name in names if f"{name}_{batch}" in arrays}
 
 

@@ -145,11 +145,11 @@ class _Request:
         weight = self.block.weight
         if isinstance(weight, Nuq):
             return weight
+        if self.node.op == "AveragePool" and self.source is None:
+            return Arq(channel_wise=False)  # it has no weight that anything could be said of
         if isinstance(weight, AdaRound) and not self._can_round():
             self._cannot("ada_quantize", "its weights are quantized by arq_quantize")
             weight = Arq()
-        if self.node.op == "AveragePool" and self.source is None:
-            return Arq(channel_wise=False)  # it has no weight that anything could be said of
         per_channel = self.node.op in PER_CHANNEL
         channel_wise = per_channel if weight.channel_wise is None else weight.channel_wise
         if channel_wise and not per_channel:

@@ -34,8 +34,8 @@ from amct_onnx.report.compare import Comparison, TensorError, compare_models, co
 
 _log = logging.getLogger("amct_onnx")
 
-_SAME = 60.0
-"""SQNR in dB above which a model that was only rewritten counts as computing the same."""
+_SAME, _SAME_IN_HALF = 60.0, 40.0
+"""SQNR in dB above which a model that was only rewritten counts as computing the same; the second for float16."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,22 +102,24 @@ def quantize_onnx(
     show = Progress(progress)
     source = read_model(model)
     config = with_options(load_config(cfg), options)
-    target = None if save_path is None else _Target.of(save_path)
+    target = None if save_path is None else _Target.of(save_path, model)
     with show.phase("prepare"):
         state = prepare(source)
         state = replace(state, plan=make_plan(state, config))
+        format_json(config, _json_layers(state.plan))  # a layer that cannot be written down is found out now
         run_passes(FUSE, state)
     first, feeds = _first_and_all(calibration, source, state.plan.batch_num)
     expected = _outputs(source, first)
     _require_same(state, expected, first)
-    run_passes(calibrate(show.track(feeds, "calibrate", _batch_count(calibration, state.plan.batch_num))), state)
+    counted = _Counted(show.track(feeds, "calibrate", _batch_count(calibration, state.plan.batch_num)))
+    run_passes(calibrate(counted), state)
     state = replace(state, plan=final_plan(state))
     with show.phase("write and verify"):
         results = _Results(
             deploy=_rewritten(state, DEPLOY),
             fake_quant=_rewritten(state, FAKE_QUANT),
             record=format_record(_records(state)),
-            config=format_json(config, _json_layers(state.plan)),
+            config=format_json(config, _json_layers(state.plan), batch_num=counted.count),
         )
         return _finish(state, results, target, expected, first, measure_layers)
 
@@ -129,7 +131,8 @@ def prepare(source: onnx.ModelProto) -> QuantState:
         ModelError: onnxruntime does not accept the model, it is quantized already, or its opset cannot be converted.
     """
     for node in source.graph.node:
-        if node.op_type.startswith("Ascend") or ".quant.fakequant." in node.name:
+        is_ours = node.op_type == "Round" and node.name.endswith(".quant.fakequant.round")
+        if node.op_type.startswith("Ascend") or is_ours:
             raise ModelError(f"the model is quantized already: node {node.name!r} ({node.op_type})")
     input_specs(source)
     state = QuantState(graph=Graph.of_model(with_accepted_opset(source)))
@@ -155,7 +158,7 @@ def _runnable(source: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _outputs(source: onnx.ModelProto, feed: Feed) -> dict[str, Array]:
-    session = open_session(_runnable(source), "the model", optimize=False)
+    session = open_session(_runnable(source), "the model")
     values = run_session(session, feed, "calibration batch 0")
     return dict(zip([output.name for output in session.get_outputs()], values, strict=True))
 
@@ -183,6 +186,19 @@ def final_plan(state: QuantState) -> QuantPlan:
     return replace(plan, layers=layers, skipped=skipped, notes=notes)
 
 
+class _Counted:
+    """Hands batches on and counts them."""
+
+    def __init__(self, feeds: Iterator[Feed]) -> None:
+        self._feeds = feeds
+        self.count = 0
+
+    def __iter__(self) -> Iterator[Feed]:
+        for feed in self._feeds:
+            self.count += 1
+            yield feed
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Target:
     """Where the files go."""
@@ -191,14 +207,27 @@ class _Target:
     prefix: str
 
     @classmethod
-    def of(cls, save_path: str | os.PathLike[str]) -> _Target:
+    def of(cls, save_path: str | os.PathLike[str], model: object) -> _Target:
+        if not isinstance(save_path, (str, os.PathLike)):
+            raise OutputError(f"save_path is a {type(save_path).__name__}; give a directory and a prefix as a path")
         directory, prefix = os.path.split(os.fspath(save_path))
+        if prefix in (".", ".."):
+            directory, prefix = os.path.join(directory, prefix), ""
         if not os.fspath(save_path):
             raise OutputError("save_path is empty; give a directory and a prefix, such as out/net")
-        return cls(directory=Path(directory or "."), prefix=f"{prefix}_" if prefix else "")
+        if "\0" in os.fspath(save_path):
+            raise OutputError(f"save_path {os.fspath(save_path)!r} holds a null character, which no file name can")
+        target = cls(directory=Path(directory or "."), prefix=f"{prefix}_" if prefix else "")
+        if isinstance(model, (str, os.PathLike)):
+            for name in target.names():
+                if os.path.realpath(target.directory / name) == os.path.realpath(model):
+                    raise OutputError(f"{target.directory / name}: is the model that is read; choose another save_path")
+        return target
 
-    def name(self, ending: str) -> str:
-        return f"{self.prefix}{ending}"
+    def names(self) -> list[str]:
+        """Of the deploy model, the fake-quant model, the record and the configuration."""
+        endings = ("deploy_model.onnx", "fake_quant_model.onnx", "record.txt", "config.json")
+        return [f"{self.prefix}{ending}" for ending in endings]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -216,7 +245,8 @@ def _first_and_all(
         raise DataError("calibration data are needed: calibration=... takes arrays, feeds, a data reader or a path")
     feeds = checked_feeds(calibration, input_specs(source), batch_num)
     first = next(feeds)
-    return first, itertools.chain([first], feeds)
+    kept = {name: array.copy() for name, array in first.items()}  # a source may reuse its arrays
+    return kept, itertools.chain([first], feeds)
 
 
 def _batch_count(calibration: CalibrationSource | None, batch_num: int | None) -> int | None:
@@ -228,9 +258,10 @@ def _batch_count(calibration: CalibrationSource | None, batch_num: int | None) -
 
 def _require_same(state: QuantState, expected: Mapping[str, Array], feed: Feed) -> None:
     """The rewritten float graph must still compute what the model does."""
-    found = compare_outputs(expected, state.graph.to_model(), feed, "the prepared model")
-    for name, error in found.items():
-        if error.sqnr < _SAME and error.largest > 1e-4:
+    model = state.graph.to_model()
+    is_half = any(tensor.data_type == onnx.TensorProto.FLOAT16 for tensor in model.graph.initializer)
+    for name, error in compare_outputs(expected, model, feed, "the prepared model").items():
+        if error.sqnr < (_SAME_IN_HALF if is_half else _SAME) and error.largest > 1e-4:
             raise ModelError(
                 f"preparing the model changed output {name!r} ({error.sqnr:.1f} dB); "
                 "an operator was converted or folded wrongly, please report the model"
@@ -289,7 +320,7 @@ def _finish(
     if target is None:
         found = verified(results.deploy, results.fake_quant)
         return _result(state, found, results.deploy, results.fake_quant, results.record, results.config)
-    names = [target.name(e) for e in ("deploy_model.onnx", "fake_quant_model.onnx", "record.txt", "config.json")]
+    names = target.names()
     with staged(target.directory, names) as stage:
         paths = [stage / name for name in names]
         write_model(results.deploy, paths[0])

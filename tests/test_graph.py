@@ -210,6 +210,7 @@ def test_sequences_that_bodies_give_keep_their_type(copied):
     ]
     graph = helper.make_graph(nodes, "g", inputs, [helper.make_tensor_value_info("y", TensorProto.INT64, [])])
     source = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
+    onnx.checker.check_model(round_trip(source, copied), full_check=True)
     for choice in (True, False):
         feed = {"x": np.ones((2, 3), np.float32), "c": np.array(choice)}
         assert_same_numbers(source, round_trip(source, copied), feed, rtol=0)
@@ -642,6 +643,18 @@ def test_a_part_that_depends_on_constants_is_cut_out():
     assert nodes_as_text(cut) == ["[] a = Neg(float[2])", "[] b = Abs(a)", "[] c = Add(b, float[])"]
     np.testing.assert_equal(run(cut, {}), {"b": np.array([1, 2], np.float32), "c": np.array([2, 3], np.float32)})
     assert len(graph.nodes) == 4
+
+
+def test_a_part_is_legal_also_where_its_nodes_are_documented_or_hold_empty_lists():
+    source = model(
+        "g (float[3] x) => (float[3] y) { a = Squeeze(w) y = Add(x, a) }", {"w": np.ones((1, 3), np.float32)}, opset=11
+    )
+    source.graph.node[0].doc_string = "of the node"
+    source.graph.node[0].attribute.append(AttributeProto(name="axes", type=AttributeProto.INTS))
+    graph = Graph.of_model(source)
+    cut = graph.cut_out(graph.nodes[:1], [graph.nodes[0].outputs[0]])
+    assert cut.graph.node[0] == source.graph.node[0]
+    np.testing.assert_equal(run(cut, {}), {"a": np.ones(3, np.float32)})
 
 
 def test_a_skeleton_has_no_large_weights_and_the_graph_keeps_them():

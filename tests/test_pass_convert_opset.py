@@ -132,6 +132,26 @@ def test_an_operator_of_an_old_opset_means_the_same(call, opset):
     assert_same_numbers(source, converted(source), rtol=1e-6)
 
 
+def test_an_operator_of_an_old_opset_means_the_same_inside_a_body():
+    text = f"g ({IMAGE}, bool c) => (float y) {{ [if] y = If(c)<"
+    text += 'then_branch = t () => (float p) { p = Resize<mode = "linear">(x, twice) }, '
+    text += "else_branch = e () => (float q) { q = Resize(x, twice) }> }"
+    source = model(text, {"twice": np.array([1, 1, 2, 1.5], np.float32)}, opset=10, ir=4)
+    bodies = [attribute.g for attribute in source.graph.node[0].attribute]
+    for value in (source.graph.output[0], *(body.output[0] for body in bodies)):
+        value.type.tensor_type.ClearField("shape")
+    result = with_accepted_opset(source)
+    for choice in (True, False):
+        assert_same_numbers(source, result, {"x": normal(1, 4, 6, 6), "c": np.array(choice)}, rtol=1e-6)
+
+
+def test_an_operator_of_another_domain_that_has_the_same_name_is_left_alone():
+    source = model(f"g ({IMAGE}) => (float y) {{ [n] y = Resize(x) }}", opset=10, ir=4)
+    source.graph.node[0].domain = "custom"
+    source.opset_import.append(helper.make_opsetid("custom", 1))
+    assert with_accepted_opset(source).graph.node[0] == source.graph.node[0]
+
+
 # From above
 
 

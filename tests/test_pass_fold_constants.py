@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from graphs import assert_same_numbers, initializers, model, nodes_as_text, rewritten, run
 from odd_graphs import ODD_GRAPHS
-from onnx import TensorProto, helper, numpy_helper
+from onnx import AttributeProto, TensorProto, helper, numpy_helper
 
 from amct_onnx.passes.fold_constants import FOLD_CONSTANTS
 from amct_onnx.passes.name_nodes import NAME_NODES
@@ -12,6 +12,7 @@ from amct_onnx.passes.pipelines import PREPARE
 
 FROM_CONSTANTS = "computed from constants once and for all"
 FROM_SHAPES = "computed from known shapes once and for all"
+LIFTED = "a constant, which is an initializer now"
 X = {"x": np.array([[1, -2, 3], [0.5, 0, -1]], np.float32)}
 
 
@@ -45,14 +46,14 @@ def check(text, after, gone, weights=None, *, feed=None, edit=None, opset=13, ir
 def test_constant_nodes_become_initializers_of_the_same_name(attribute, values):
     text = f"g (float[2, 3] x) => (float[2, 3] y) {{ [c] c = Constant<{attribute}>() [n] y = Add(x, c) }}"
     shape = list(np.shape(values))
-    found = check(text, [f"[n] y = Add(x, float{shape})"], {})
+    found = check(text, [f"[n] y = Add(x, float{shape})"], {"c": LIFTED})
     np.testing.assert_equal(found, {"c": values})
 
 
 @pytest.mark.parametrize(("attribute", "values"), [("value_int = 1", np.int64(1)), ("value_ints = [0, 1]", ramp(2))])
 def test_constant_nodes_of_whole_numbers_become_initializers(attribute, values):
     text = f"g (float[2, 3] x) => (float[m, n] y) {{ [c] c = Constant<{attribute}>() [n] y = Gather<axis = 1>(x, c) }}"
-    found = check(text, [f"[n] y = Gather<axis=1>(x, int64{list(np.shape(values))})"], {})
+    found = check(text, [f"[n] y = Gather<axis=1>(x, int64{list(np.shape(values))})"], {"c": LIFTED})
     assert found["c"].dtype == np.int64
     np.testing.assert_equal(found["c"], values)
 
@@ -464,3 +465,54 @@ def test_nothing_to_fold_leaves_everything():
     assert nodes_as_text(result) == nodes_as_text(source)
     assert (state.gone, state.remarks) == ({}, {})
     np.testing.assert_equal(initializers(result), {"w": numpy_helper.to_array(source.graph.initializer[0])})
+
+
+def test_documented_nodes_fold_like_others():
+    """As exporters write down where in the source each node comes from."""
+    source = model(
+        "g (float[2, 3] x) => (float[2, 4] y) { [t] b = Transpose<perm = [1, 0]>(w) [n] y = MatMul(x, b) }",
+        {"w": ramp(4, 3)},
+    )
+    source.graph.node[0].doc_string = "line 7"
+    entry = source.graph.node[0].metadata_props.add()
+    entry.key, entry.value = "module", "head"
+    state, result = rewritten(source, NAME_NODES, FOLD_CONSTANTS)
+    assert nodes_as_text(result) == ["[n] y = MatMul(x, float[3, 4])"]
+    assert state.gone == {"t": FROM_CONSTANTS}
+
+
+def test_nodes_with_an_empty_list_fold_like_others():
+    source = model(
+        "g (float[2, 3] x) => (float[2, 3] y) { [s] k = Squeeze(w) [n] y = Add(x, k) }", {"w": ramp(1, 3)}, opset=11
+    )
+    source.graph.node[0].attribute.append(AttributeProto(name="axes", type=AttributeProto.INTS))
+    _, result = rewritten(source, NAME_NODES, FOLD_CONSTANTS)
+    assert nodes_as_text(result) == ["[n] y = Add(x, float[3])"]
+    assert_same_numbers(source, result, rtol=0)
+
+
+def test_a_documented_constant_node_is_lifted():
+    source = model("g (float[2, 3] x) => (float[2, 3] y) { [c] k = Constant<value_float = 2.0>() [n] y = Add(x, k) }")
+    source.graph.node[0].doc_string = "line 7"
+    _, result = rewritten(source, NAME_NODES, FOLD_CONSTANTS)
+    assert nodes_as_text(result) == ["[n] y = Add(x, float[])"]
+
+
+def test_what_would_grow_large_stays_beside_large_weights_too():
+    """What one tensor is worth says nothing of another."""
+    text = "g (float[1, 600] x) => (float[600, 600] y, float[1, 1000] z) { [e] a = Expand(v, s) [n] y = Add(x, a) "
+    text += "[t] b = Transpose<perm = [1, 0]>(w) [m] z = MatMul(x, b) }"
+    source = model(text, {"v": ramp(600), "s": np.array([600, 600]), "w": ramp(1000, 600)})
+    _, result = rewritten(source, NAME_NODES, FOLD_CONSTANTS)
+    assert [node.name for node in result.graph.node] == ["e", "n", "m"]
+
+
+def test_what_leads_nowhere_is_not_said_to_be_computed():
+    text = "g (float[2, 3] x) => (float[2, 4] y) { [t] b = Transpose<perm = [1, 0]>(w) [n] y = MatMul(x, b) "
+    text += "[dead] d = MatMul(x, b) [shape] s = Shape(d) }"
+    state, _ = rewritten(model(text, {"w": ramp(4, 3)}), *PREPARE)
+    assert state.gone == {
+        "t": FROM_CONSTANTS,
+        "dead": "leads to no output of the model",
+        "shape": "leads to no output of the model",
+    }

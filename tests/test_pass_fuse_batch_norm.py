@@ -413,15 +413,28 @@ def test_a_norm_behind_a_product_whose_raw_result_is_used_stays():
         ("[relu] c = Relu(x) [norm] y = {c}", "float[2, 3, 6, 6] x"),
         ("[conv] d = Conv(x, w) [relu] c = Relu(d) [norm] y = {c}", "float[2, 4, 6, 6] x"),
         ("[pool] c = AveragePool<kernel_shape = [2, 2]>(x) [norm] y = {c}", "float[2, 3, 6, 6] x"),
-        ("[conv] c = Conv(x, z) [norm] y = {c}", "float[2, 4, 6, 6] x, float[3, 4, 1, 1] z"),
-        ("[mm] c = MatMul(x, z) [norm] y = {c}", "float[2, 4] x, float[4, 3] z"),
         ("[add] c = Add(x, b) [norm] y = {c}", "float[2, 3] x"),
     ],
-    ids=["input", "Relu", "Relu between", "pooling", "computed weight", "product of two", "Add alone"],
+    ids=["input", "Relu", "Relu between", "pooling", "Add alone"],
 )
 def test_a_norm_without_a_layer_in_front_stays(nodes, inputs):
     text = nodes.format(x=NORM.format("x"), c=NORM.format("c"))
     check_left_alone(graph(text, CONV, inputs), "no layer with a constant weight is in front of it")
+
+
+@pytest.mark.parametrize(
+    ("nodes", "inputs", "layer", "reason"),
+    [
+        ("[conv] c = Conv(x, z)", "float[2, 4, 6, 6] x, float[3, 4, 1, 1] z", "conv", "its weight is computed"),
+        ("[mm] c = MatMul(x, z)", "float[2, 4] x, float[4, 3] z", "mm", "both of its inputs are computed"),
+    ],
+    ids=["computed weight", "product of two"],
+)
+def test_a_norm_behind_what_cannot_be_quantized_says_why(nodes, inputs, layer, reason):
+    source = graph(f"{nodes} [norm] y = {NORM.format('c')}", CONV, inputs)
+    state, result = fuse(source)
+    assert nodes_as_text(result) == nodes_as_text(source)
+    assert state.remarks["norm"].startswith(f"not folded: {layer!r} in front of it cannot take it in: {reason}")
 
 
 @pytest.mark.parametrize("shape", ["float[4, 3]", "float[4, N]", "float[r, s]"])

@@ -145,14 +145,6 @@ def test_a_dropout_goes_whose_parameters_are_constant_nodes():
     assert_same_numbers(source, result, rtol=0)
 
 
-def test_what_leads_to_no_output_goes():
-    check(
-        "g (float[2] x) => (float[2] y) { [a] a = Relu(x) [dead] b = Neg(a) [dead2] c = Abs(b) [n] y = Neg(a) }",
-        ["[a] a = Relu(x)", "[n] y = Neg(a)"],
-        {"dead": "leads to no output of the model", "dead2": "leads to no output of the model"},
-    )
-
-
 def test_an_identity_of_another_domain_stays():
     source = model("g (float[2] x) => (float[2] y) { [i] a = Identity(x) [n] y = Neg(a) }")
     source.graph.node[0].domain = "custom"

@@ -5,7 +5,7 @@ import pytest
 from graphs import model
 from odd_graphs import ODD_GRAPHS
 from odd_graphs.build import Net, odd
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 from amct_onnx.passes.graph import Graph
 from amct_onnx.passes.shapes import TensorType, infer_types
@@ -85,13 +85,16 @@ def test_sequences_and_what_follows_from_operators_unknown_are_absent():
     assert types.get("d") is None or types["d"].shape is None
 
 
-def test_what_the_model_says_of_operators_unknown_is_taken():
-    text = "g (float[2] x) => (float[2] y) { c = Foo(x) d = Neg(c) y = Relu(x) }"
+@pytest.mark.parametrize("place", ["inside", "output"])
+def test_what_the_model_says_of_operators_unknown_is_taken(place):
+    outputs = "float[2] y, float[7] c" if place == "output" else "float[2] y"
+    text = f"g (float[2] x) => ({outputs}) {{ c = Foo(x) d = Neg(c) y = Relu(x) }}"
 
     def custom(m):
         m.graph.node[0].domain = "custom"
         m.opset_import.append(helper.make_opsetid("custom", 1))
-        m.graph.value_info.append(helper.make_tensor_value_info("c", FLOAT, [7]))
+        if place == "inside":
+            m.graph.value_info.append(helper.make_tensor_value_info("c", FLOAT, [7]))
 
     types = types_of(text, edit=custom)
     assert types["c"] == types["d"] == floats(7)
@@ -139,3 +142,13 @@ def test_an_odd_net_of_free_sizes_has_known_channels():
 
     types = infer_types(Graph.of_model(net_of_free_sizes().model))
     assert types["conv1.out"].shape == (None, 16, None, None)
+
+
+def test_a_sequence_among_the_outputs_does_not_hinder():
+    source = model(
+        "g (float[2, 3] x) => (float[2, 4] y) { [m] a = MatMul(x, w) y = Relu(a) s = SequenceConstruct(a, y) }"
+    )
+    source.graph.initializer.append(numpy_helper.from_array(np.zeros((3, 4), np.float32), "w"))
+    source.graph.output.append(helper.make_tensor_sequence_value_info("s", FLOAT, None))
+    types = infer_types(Graph.of_model(source))
+    assert types == {"x": floats(2, 3), "a": floats(2, 4), "y": floats(2, 4)}

@@ -26,6 +26,8 @@ def read_model(model: str | os.PathLike[str] | onnx.ModelProto) -> onnx.ModelPro
     """
     if isinstance(model, onnx.ModelProto):
         loaded, name = model, "the model"
+    elif not isinstance(model, (str, os.PathLike)):
+        raise ModelError(f"the model is a {type(model).__name__}; give the path of an .onnx file, or a ModelProto")
     else:
         name = str(model)
         loaded = _load(Path(model))

@@ -13,7 +13,7 @@ import onnx.inliner
 from onnx import version_converter
 
 from amct_onnx.errors import ModelError
-from amct_onnx.passes.graph import make_dense
+from amct_onnx.passes.graph import all_graphs, make_dense
 
 LOWEST, HIGHEST = 11, 18
 """The opsets that ATC reads."""
@@ -90,7 +90,7 @@ def _expand(model: onnx.ModelProto, opset: int, target: int) -> onnx.ModelProto:
 
 def _mend(model: onnx.ModelProto, opset: int) -> None:
     """Put right what the converter gets wrong."""
-    for node in model.graph.node:
+    for node in (node for graph in all_graphs(model.graph) for node in graph.node if node.domain in ("", "ai.onnx")):
         given = {attribute.name for attribute in node.attribute}
         if node.op_type == "Resize" and opset < 11 and "coordinate_transformation_mode" not in given:
             # Before opset 11 there was one way to place the samples, which is not the default of later ones.

@@ -14,6 +14,7 @@ import onnxruntime
 from onnx import helper
 
 from amct_onnx.passes.graph import (
+    RANDOM,
     Array,
     Graph,
     Node,
@@ -36,10 +37,7 @@ from amct_onnx.passes.state import Pass, QuantState
 
 _log = logging.getLogger("amct_onnx")
 
-_NEVER = frozenset(
-    {"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Multinomial", "Bernoulli"}
-    | {"QuantizeLinear", "DequantizeLinear", "Dropout"}
-)
+_NEVER = RANDOM | {"QuantizeLinear", "DequantizeLinear", "Dropout"}
 """Not deterministic, or a statement about quantization that folding would erase."""
 
 _LARGEST_GROWTH = 1 << 20
@@ -79,10 +77,11 @@ def _evaluate(state: QuantState) -> None:
     ]
     if not results:
         return
-    largest = _LARGEST_GROWTH + 8 * sum(_input_bytes(node) for node in foldable)
-    names = graph.tensor_names()
+    names, sources = graph.tensor_names(), _source_bytes(foldable)
     for tensor, values in zip(results, _compute(graph, foldable, results), strict=True):
-        if isinstance(values, np.ndarray) and values.dtype != object and values.nbytes <= largest:
+        if not isinstance(values, np.ndarray) or values.dtype == object:
+            continue
+        if values.nbytes <= _LARGEST_GROWTH + 8 * sources[id(tensor)]:
             _put_constant(graph, tensor, values, names)
     for node in graph.drop_unreached():
         state.gone.setdefault(node.name, "computed from constants once and for all")
@@ -131,8 +130,16 @@ def _reads_only(node: Node, known: set[int]) -> bool:
     return bool(present) and all(is_constant(tensor) or id(tensor) in known for tensor in present)
 
 
-def _input_bytes(node: Node) -> int:
-    return sum(byte_count(tensor) for tensor in node.inputs if is_constant(tensor))
+def _source_bytes(nodes: Iterable[Node]) -> dict[int, int]:
+    """Id of each tensor that `nodes` compute -> size of all the initializers that it depends on."""
+    behind: dict[int, dict[int, int]] = {}
+    for node in nodes:
+        found: dict[int, int] = {}
+        for tensor in node.inputs:
+            if tensor.name:
+                found |= {id(tensor): byte_count(tensor)} if is_constant(tensor) else behind[id(tensor)]
+        behind.update((id(tensor), found) for tensor in node.outputs)
+    return {tensor: sum(found.values()) for tensor, found in behind.items()}
 
 
 def _put_constant(graph: Graph, tensor: Tensor, values: Array, names: set[str]) -> None:

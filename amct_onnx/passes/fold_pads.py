@@ -21,7 +21,8 @@ def _run(state: QuantState) -> None:
         if target is None or amounts is None or not _takes(target, pad, amounts):
             continue
         axes = len(amounts) // 2 - 2
-        own = list(target.attrs.get("pads", [0] * (2 * axes)))
+        valid = target.attrs.get("auto_pad", "NOTSET") == "VALID"  # then pads, if any are given, do not count
+        own = [0] * (2 * axes) if valid else target.attrs.get("pads", [0] * (2 * axes))
         begin, end = amounts[2 : 2 + axes], amounts[4 + axes :]
         target.attrs["pads"] = [a + b for a, b in zip(own, [*begin, *end], strict=True)]
         target.attrs.pop("auto_pad", None)

@@ -140,8 +140,10 @@ def _layer_in_front(graph: Graph, norm: Node) -> Node | None:
 
 
 def _why_not_layer(state: QuantState, layer: Node | None, norm: Node) -> str | None:
-    if layer is None or layer.op not in ("Conv", "ConvTranspose", "Gemm", "MatMul") or why_not(layer) is not None:
+    if layer is None or layer.op not in ("Conv", "ConvTranspose", "Gemm", "MatMul"):
         return "no layer with a constant weight is in front of it"
+    if reason := why_not(layer):
+        return f"{layer.name!r} in front of it cannot take it in: {reason}"
     if layer.op != "Conv" and not state.plan.wide_fusion:
         return f"fusion behind {layer.op} is not asked for (wide_fusion)"
     if layer.name in state.plan.skip_fusion:

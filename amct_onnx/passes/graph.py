@@ -23,6 +23,10 @@ from amct_onnx.errors import ModelError
 
 Array = NDArray[Any]
 
+RANDOM = frozenset({"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike"})
+RANDOM |= {"Multinomial", "Bernoulli"}
+"""Operators whose result differs from run to run, unless they have a seed."""
+
 _DEFAULT_DOMAINS = (None, "", "ai.onnx")
 _HIDDEN = "\0hidden:"
 _NOTES = "\0notes"
@@ -77,7 +81,7 @@ class Graph:
         private.CopyFrom(model)
         for function in private.functions:
             _hide_what_is_lost(function.node)
-        for proto in _all_graphs(private.graph):
+        for proto in all_graphs(private.graph):
             _hide_what_is_lost(proto.node)
             _drop_untensorlike(proto)
             make_dense(proto)
@@ -98,7 +102,7 @@ class Graph:
         exported = gs.export_onnx(self._inner, do_type_check=False, opset_imports=list(self._frame.opset_import))
         for function in exported.functions:
             _show_what_was_hidden(function.node)
-        for proto in _all_graphs(exported.graph):
+        for proto in all_graphs(exported.graph):
             _show_what_was_hidden(proto.node)
         frame = self._frame
         for field in ("ir_version", "producer_name", "producer_version", "domain", "model_version", "doc_string"):
@@ -128,6 +132,7 @@ class Graph:
         imports = list(self._frame.opset_import)
         model = cast(onnx.ModelProto, gs.export_onnx(inner, do_type_check=False, opset_imports=imports))
         model.ir_version = self._frame.ir_version
+        _show_what_was_hidden(model.graph.node)
         return model
 
     def copy(self) -> Graph:
@@ -366,12 +371,13 @@ def byte_count(tensor: Tensor) -> int:
     return int(np.prod(tensor.shape, dtype=np.int64)) * size
 
 
-def _all_graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+def all_graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+    """The graph and the bodies of its control flow, at any depth."""
     yield graph
     for node in graph.node:
         for attribute in node.attribute:
             if attribute.type == AttributeProto.GRAPH:
-                yield from _all_graphs(attribute.g)
+                yield from all_graphs(attribute.g)
 
 
 def _check_graph(graph: onnx.GraphProto) -> None:

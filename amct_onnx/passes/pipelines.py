@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from amct_onnx.passes.drop_unreached import DROP_UNREACHED
 from amct_onnx.passes.fit_biases import FIT_BIASES
 from amct_onnx.passes.fold_constants import FOLD_CONSTANTS
 from amct_onnx.passes.fold_pads import FOLD_PADS
@@ -20,6 +21,7 @@ from amct_onnx.passes.state import Pass
 
 PREPARE: tuple[Pass, ...] = (
     NAME_NODES,  # everything after speaks of nodes by name
+    DROP_UNREACHED,
     FOLD_CONSTANTS,  # weights and paddings become initializers
     REMOVE_IDENTITIES,
     NORMALISE_GEMM,

@@ -1,4 +1,4 @@
-"""Takes out nodes that do nothing at inference, Identity and Dropout, and those that lead to no output."""
+"""Takes out nodes that do nothing at inference, Identity and Dropout."""
 
 from __future__ import annotations
 
@@ -8,8 +8,6 @@ from amct_onnx.passes.state import Pass, QuantState
 
 
 def _run(state: QuantState) -> None:
-    for node in state.graph.drop_unreached():
-        state.gone[node.name] = "leads to no output of the model"
     for node in nodes_of(state.graph, "Identity", "Dropout"):
         if _does_something(state.graph, node):
             continue

@@ -33,14 +33,16 @@ def infer_types(graph: Graph) -> dict[str, TensorType]:
     del skeleton.graph.value_info[:]
     skeleton.graph.value_info.extend(noted)
     for output in skeleton.graph.output:
-        output.type.tensor_type.ClearField("shape")
+        if output.name not in foreign and output.type.HasField("tensor_type"):
+            output.type.tensor_type.ClearField("shape")
     try:
         inferred = onnx.shape_inference.infer_shapes(skeleton, data_prop=True)
     except Exception:
         # Inference is a help, not a requirement: operators of other domains or odd models may defeat it.
         inferred = skeleton
     values = [*inferred.graph.input, *inferred.graph.value_info, *inferred.graph.output]
-    return {value.name: _type_of(value) for value in values if value.type.HasField("tensor_type")}
+    tensors = [value for value in values if value.type.HasField("tensor_type")]
+    return {value.name: _type_of(value) for value in tensors}
 
 
 def _type_of(value: onnx.ValueInfoProto) -> TensorType:

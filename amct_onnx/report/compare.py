@@ -21,7 +21,7 @@ _QUANTIZED_ENDS = (".fakedequant.cast", ".fakedequant.mul", ".dequant")
 class TensorError:
     """Difference of a tensor from its float twin, over all data.
 
-    sqnr: 10 * log10(sum(x^2) / sum((x - y)^2)) in dB; inf where they are equal.
+    sqnr: 10 * log10(sum(x^2) / sum((x - y)^2)) in dB; inf where they are equal, NaN where they cannot be compared.
     cosine: of the angle between both, in [-1, 1]; 1 where both are zero.
     largest: the largest absolute difference.
     """
@@ -75,15 +75,25 @@ def compare_models(
 def compare_outputs(
     expected: Mapping[str, NDArray[Any]], model: onnx.ModelProto, feed: Mapping[str, NDArray[Any]], what: str
 ) -> dict[str, TensorError]:
-    """Run a model over one feed and compare its outputs with those expected; `what` names it in errors."""
+    """Run a model over one feed and compare its outputs with those expected; `what` names it in errors.
+
+    Raises:
+        ModelError: it does not run, or gives NaN or inf where finite values are expected.
+    """
     session = open_session(model, what)
     found = dict(zip([out.name for out in session.get_outputs()], run_session(session, feed, "batch 0"), strict=True))
     errors = {}
     for name in expected:
+        if _is_finite(expected[name]) and not _is_finite(found[name]):
+            raise ModelError(f"output {name!r} of {what} is not finite, but that of the float model is")
         sums = _Sums()
         sums.add(expected[name], found[name])
         errors[name] = sums.error()
     return errors
+
+
+def _is_finite(values: NDArray[Any]) -> bool:
+    return values.dtype.kind != "f" or bool(np.isfinite(values).all())
 
 
 @dataclass(slots=True)
@@ -98,22 +108,24 @@ class _Sums:
 
     def add(self, x: NDArray[Any], y: NDArray[Any]) -> None:
         if x.shape != y.shape:
-            raise ModelError(f"outputs of different shapes: {list(x.shape)} and {list(y.shape)}")
+            self.noise = math.nan  # their number depends on the values, as behind NonZero
+            return
         if x.size == 0 or x.dtype.kind not in "fiub":
             return
         a, b = x.astype(np.float64).ravel(), y.astype(np.float64).ravel()
-        with np.errstate(invalid="ignore", over="ignore"):  # inf and NaN show in the result
-            self._add(a, b, a - b)
+        counts = ~((a == b) & np.isinf(a))  # what is infinite in both is equal
+        with np.errstate(invalid="ignore", over="ignore"):  # other inf and NaN show in the result
+            self._add(a[counts], b[counts], a[counts] - b[counts])
 
     def _add(self, a: NDArray[np.float64], b: NDArray[np.float64], difference: NDArray[np.float64]) -> None:
         self.xx += float(a @ a)
         self.yy += float(b @ b)
         self.xy += float(a @ b)
         self.noise += float(difference @ difference)
-        self.largest = max(self.largest, float(np.abs(difference).max()))
+        self.largest = max(self.largest, float(np.abs(difference).max(initial=0.0)))
 
     def error(self) -> TensorError:
-        if math.isnan(self.noise):
+        if not math.isfinite(self.noise):
             return TensorError(sqnr=math.nan, cosine=math.nan, largest=math.nan)
         norm = math.sqrt(self.xx) * math.sqrt(self.yy)
         cosine = self.xy / norm if norm > 0 else float(self.xx == self.yy)
