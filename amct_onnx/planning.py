@@ -99,6 +99,9 @@ class _Request:
         types = [name for name in config.override_layer_types if is_of_type(name, node.op, axes, is_depthwise(node))]
         if types:
             name = sorted(types, key=says_rank)[-1]  # Conv2d says more than Conv
+            for other in types:
+                if other != name and says_rank(other) == says_rank(name):
+                    raise ConfigError(f"override_layer_types has {name!r} and {other!r}, and both mean {node.name!r}")
             return cls(node, config, config.override_layer_types[name], f"layer type {name!r}")
         return cls(node, config, config.common_config, None)
 

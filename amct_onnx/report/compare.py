@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,6 +13,7 @@ import onnx
 from numpy.typing import NDArray
 
 from amct_onnx.errors import ModelError
+from amct_onnx.formats.model_file import read_model
 from amct_onnx.passes.session import open_session, run_session
 
 _QUANTIZED_ENDS = (".fakedequant.cast", ".fakedequant.mul", ".dequant")
@@ -40,17 +42,18 @@ class Comparison:
 
 
 def compare_models(
-    reference: onnx.ModelProto,
-    other: onnx.ModelProto,
+    reference: str | os.PathLike[str] | onnx.ModelProto,
+    other: str | os.PathLike[str] | onnx.ModelProto,
     feeds: Iterable[Mapping[str, NDArray[Any]]],
     *,
     layers: bool = True,
 ) -> Comparison:
-    """Run both models over `feeds` and compare their outputs and, where `layers`, what their layers give.
+    """Run both models, files or in memory, over `feeds` and compare their outputs and, where `layers`, their layers.
 
     Raises:
         ModelError: the models have no output in common, or one of them does not run.
     """
+    reference, other = read_model(reference), read_model(other)
     outputs = [value.name for value in reference.graph.output if value.name in {v.name for v in other.graph.output}]
     if not outputs:
         raise ModelError("the two models have no output of the same name")

