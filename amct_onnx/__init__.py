@@ -25,9 +25,9 @@ if TYPE_CHECKING:
     from amct_onnx.kernels.hfmg import Hfmg as Hfmg
     from amct_onnx.kernels.ifmr import Ifmr as Ifmr
     from amct_onnx.kernels.nuq import Nuq as Nuq
-    from amct_onnx.quantize import QuantizeResult as QuantizeResult
     from amct_onnx.quantize import quantize_onnx as quantize_onnx
     from amct_onnx.report.compare import compare_models as compare_models
+    from amct_onnx.results import QuantizeResult as QuantizeResult
 
 # Where each name lives. Loaded on first use: importing the package stays cheap.
 _HOMES = {
@@ -40,8 +40,9 @@ _HOMES = {
     "amct_onnx.kernels.nuq": "Nuq",
     "amct_onnx.errors": "AmctError ConfigError DataError ModelError NotAvailableError OutputError PassError "
     "RecordError",
-    "amct_onnx.quantize": "QuantizeResult quantize_onnx",
+    "amct_onnx.quantize": "quantize_onnx",
     "amct_onnx.report.compare": "compare_models",
+    "amct_onnx.results": "QuantizeResult",
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names.split()}
 

@@ -775,7 +775,7 @@ def test_a_failed_verification_leaves_nothing(monkeypatch, target):
         raise ModelError("it does not run")
 
     folder, save_path = target
-    monkeypatch.setattr("amct_onnx.quantize._verified", refuse)
+    monkeypatch.setattr("amct_onnx.results._verified", refuse)
     with unchanged(folder), pytest.raises(ModelError, match="it does not run"):
         quantize_onnx(network(), calibration=IMAGES, save_path=save_path)
 
@@ -787,7 +787,7 @@ def test_what_somebody_else_puts_into_a_new_directory_meanwhile_stays(monkeypatc
         (tmp_path / "new" / "other.txt").write_text("of somebody else")
         raise ModelError("it does not run")
 
-    monkeypatch.setattr("amct_onnx.quantize._verified", refuse)
+    monkeypatch.setattr("amct_onnx.results._verified", refuse)
     with pytest.raises(ModelError, match="it does not run"):
         quantize_onnx(network(), calibration=IMAGES, save_path=tmp_path / "new" / "net")
     assert list(tree(tmp_path)) == ["new", "new/other.txt"]

@@ -15,6 +15,7 @@ FLOORS = [
     ["config", "data", "progress"],
     ["formats"],
     ["planning", "report"],
+    ["results"],
     ["quantize"],
     ["cli"],
     ["__init__", "__main__"],
