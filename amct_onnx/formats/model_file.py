@@ -13,9 +13,7 @@ import onnx
 from google.protobuf.message import DecodeError
 
 from amct_onnx.errors import AmctError, ModelError, OutputError
-
-LARGEST_MESSAGE = 2_000_000_000
-"""Bytes above which a model's weights are written beside it: protobuf stops at 2 GB."""
+from amct_onnx.passes.graph import LARGEST_MESSAGE, weight_bytes
 
 
 def read_model(model: str | os.PathLike[str] | onnx.ModelProto) -> onnx.ModelProto:
@@ -115,7 +113,8 @@ def _move(files: Path, directory: Path, stage: Path) -> None:
 
 def write_model(model: onnx.ModelProto, path: Path) -> None:
     """Write a model; where it is too large for one file, its weights go to `<name>.data` beside it."""
-    if model.ByteSize() > LARGEST_MESSAGE:
+    if weight_bytes(model) > LARGEST_MESSAGE:
         onnx.save_model(model, str(path), save_as_external_data=True, location=f"{path.name}.data")
+        path.with_name(f"{path.name}.data").chmod(path.stat().st_mode)  # onnx would let nobody else read it
     else:
         onnx.save_model(model, str(path))

@@ -371,6 +371,25 @@ def byte_count(tensor: Tensor) -> int:
     return int(np.prod(tensor.shape, dtype=np.int64)) * size
 
 
+LARGEST_MESSAGE = 2_000_000_000
+"""Bytes of weights above which a model is not handed over as one message: protobuf stops at 2 GB."""
+
+
+def weight_bytes(model: onnx.ModelProto) -> int:
+    """Size of all initializers and constants; protobuf itself cannot tell the size of a large model."""
+    total = 0
+    for graph in all_graphs(model.graph):
+        constants = [a.t for node in graph.node for a in node.attribute if a.type == AttributeProto.TENSOR]
+        total += sum(_tensor_bytes(tensor) for tensor in (*graph.initializer, *constants))
+    return total
+
+
+def _tensor_bytes(tensor: onnx.TensorProto) -> int:
+    if tensor.HasField("raw_data"):
+        return len(tensor.raw_data)
+    return int(np.prod(tensor.dims, dtype=np.int64)) * 8
+
+
 def all_graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
     """The graph and the bodies of its control flow, at any depth."""
     yield graph

@@ -14,10 +14,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from amct_onnx.errors import ModelError
-from amct_onnx.passes.graph import RANDOM, all_graphs
-
-_PROTOBUF_LIMIT = 2_000_000_000
-"""Bytes above which a model is not handed over as one message."""
+from amct_onnx.passes.graph import LARGEST_MESSAGE, RANDOM, all_graphs, weight_bytes
 
 
 def open_session(model: onnx.ModelProto, what: str, *, optimize: bool = True) -> onnxruntime.InferenceSession:
@@ -34,7 +31,7 @@ def open_session(model: onnx.ModelProto, what: str, *, optimize: bool = True) ->
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:
         model = _seeded(model)
-        if model.ByteSize() < _PROTOBUF_LIMIT:
+        if weight_bytes(model) < LARGEST_MESSAGE:
             return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
         return _open_large(model, options)
     except Exception as error:
