@@ -14,6 +14,8 @@ import numpy as np
 from amct_onnx.data import CalibrationSource, InputSpec, checked_feeds, input_specs, raw_feeds
 from amct_onnx.errors import AmctError, ConfigError, DataError
 
+_log = logging.getLogger("amct_onnx")
+
 _DTYPES = (
     *("float64", "float32", "float16", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"),
     "bool",
@@ -57,7 +59,7 @@ def _add_calibration(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", required=True, help="the float model, an .onnx file")
     parser.add_argument("--save_path", required=True, help="directory and prefix of what is written, e.g. out/net")
     parser.add_argument("--calibration_config", help="a .cfg or JSON file; without it the engine's own preset is used")
-    parser.add_argument("--batch_num", type=int, help="batches to use; 1 for --data_dir, all for --data")
+    parser.add_argument("--batch_num", type=int, help="batches to use without --calibration_config")
     _add_data(parser)
     parser.add_argument("--evaluator", help=argparse.SUPPRESS)
     parser.set_defaults(command=_calibration)
@@ -96,6 +98,8 @@ def _calibration(options: argparse.Namespace) -> None:
             "--evaluator is not available yet; give the data with --data, or --data_dir and its companions"
         )
     source, batch_num = _data_source(options)
+    if options.calibration_config is not None and options.batch_num is not None:
+        _log.warning("--batch_num is not used: the number of batches stands in %s", options.calibration_config)
     if options.calibration_config is None and batch_num is not None:
         result = quantize_onnx(options.model, calibration=source, save_path=options.save_path, batch_num=batch_num)
     else:

@@ -451,3 +451,13 @@ def test_names_beyond_the_encoding_of_the_output_do_not_stop_it(tmp_path):
 
 def test_the_command_stands_in_the_package_s_entry_points():
     assert 'amct_onnx = "amct_onnx.cli:main"' in (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+
+
+def test_a_number_of_batches_beside_a_configuration_is_said_not_to_count(tmp_path, capsys):
+    cfg = tmp_path / "quant.cfg"
+    cfg.write_text("batch_num: 1")
+    digits = Path(__file__).resolve().parents[1] / "models" / "digits"
+    arguments = ["calibration", "--model", str(digits / "digits.onnx"), "--data", str(digits / "calibration.npz")]
+    arguments += ["--save_path", str(tmp_path / "net"), "--calibration_config", str(cfg), "--batch_num", "5"]
+    assert main(arguments) == 0
+    assert f"--batch_num is not used: the number of batches stands in {cfg}" in capsys.readouterr().err

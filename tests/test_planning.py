@@ -5,7 +5,6 @@ from dataclasses import replace
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 from graphs import model
 from odd_graphs import ODD_GRAPHS
@@ -536,21 +535,6 @@ def nodes_of(graph, inside=""):
         for attribute in node.attribute:
             if attribute.HasField("g"):
                 yield from nodes_of(attribute.g, node.name)
-
-
-@pytest.fixture(scope="module")
-def one_thread():
-    """The models are small: threads would cost more than they give."""
-    plain = onnxruntime.SessionOptions
-
-    def options():
-        made = plain()
-        made.intra_op_num_threads = 1
-        return made
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(onnxruntime, "SessionOptions", options)
-        yield
 
 
 @pytest.fixture(scope="module")

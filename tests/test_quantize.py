@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 from graphs import initializers, model, run, sqnr
 from odd_graphs import NOT_IN_ORT, ODD_GRAPHS, REFUSED, save_with_external_data
@@ -73,18 +72,8 @@ def tree(folder):
 
 
 @pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """The models are small: threads would cost more than they give."""
-    plain = onnxruntime.SessionOptions
-
-    def options():
-        made = plain()
-        made.intra_op_num_threads = 1
-        return made
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(onnxruntime, "SessionOptions", options)
-        yield
+def in_one_thread(one_thread):
+    """Every test of this file."""
 
 
 @pytest.fixture(scope="module")
