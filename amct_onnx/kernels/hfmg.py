@@ -114,6 +114,13 @@ class HfmgObserver:
         return params_from_range(low, high, asymmetric=self._asymmetric, num_bits=num_bits)
 
 
+def warm_up() -> None:
+    """Compile the kernels, or load their machine code from the disk: for a thread beside other work."""
+    observer = HfmgObserver(Hfmg(num_of_bins=1024), asymmetric=True)
+    observer.update(np.linspace(-1, 1, 5000, dtype=np.float32))
+    observer.params()
+
+
 def _downscaled(low: float, high: float) -> float:
     """A power of two that keeps float32 arithmetic on this range from overflowing."""
     return 2.0**-32 if high / 2 - low / 2 > 2.0**100 else 1.0
