@@ -112,8 +112,8 @@ def test_after_the_warm_up_nothing_is_left_to_compile() -> None:
     hfmg.warm_up()
     ifmr.warm_up()
     warm = machine_codes()
-    assert warm
-    assert set(warm.values()) == {1}
+    assert set(warm.values()) <= {0, 1}  # 0: called by other kernels only, whose machine code came from the disk
+    assert sum(warm.values()) > 0
     fixed = np.linspace(-3, 5, 3000, dtype=np.float32)
     fixed.flags.writeable = False
     arrays = [fixed, np.ones((2, 3)), np.float16([[1, np.nan], [-1e-7, np.inf]]), np.linspace(-9, 9, 2000)[::2]]
