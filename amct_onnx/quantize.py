@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterator, Mapping
+from concurrent.futures import Executor
 from dataclasses import replace
 from typing import Any
 
@@ -19,7 +20,7 @@ from amct_onnx.formats.model_file import read_model
 from amct_onnx.passes.convert_opset import with_accepted_opset
 from amct_onnx.passes.graph import Array, Graph
 from amct_onnx.passes.manager import run_passes
-from amct_onnx.passes.observe import CalibrationRun
+from amct_onnx.passes.observe import CalibrationRun, warm_up_beside
 from amct_onnx.passes.pipelines import FUSE, PREPARE, calibrate
 from amct_onnx.passes.session import Session, open_session
 from amct_onnx.passes.state import QuantPlan, QuantState
@@ -45,6 +46,7 @@ def quantize_onnx(
     save_path: str | os.PathLike[str] | None = None,
     measure_layers: bool = False,
     memory_limit: int | None = None,
+    executor: Executor | None = None,
     progress: bool | None = None,
     **options: Any,
 ) -> QuantizeResult:
@@ -60,6 +62,8 @@ def quantize_onnx(
         measure_layers: also compare every layer of the fake-quant model with the float one.
         memory_limit: bytes that the observed tensors may take at a time; where all of them take more, the data are gone
             through several times, with the same result. None for half of the memory that is free.
+        executor: computes shards of the calibration data in its workers, one thread each: any of concurrent.futures, or
+            Dask's `Client(...).get_executor()`. The result is the same for any number of workers.
         progress: draw a progress bar; None does so on a terminal.
         options: fields of QuantConfig that replace what `cfg` says.
 
@@ -74,6 +78,7 @@ def quantize_onnx(
     with show.phase("prepare"):
         state, session = prepare(source)
         state = replace(state, plan=make_plan(state, config))
+        warm_up_beside(state.plan)
         format_json(config, json_layers(state.plan))  # a layer that cannot be written down is found out now
         run_passes(FUSE, state)
     feeds = Feeds(calibration, input_specs(source.proto), state.plan.batch_num)
@@ -81,7 +86,8 @@ def quantize_onnx(
     del session
     _require_same(state, expected, feeds.first)
     shown = _Shown(feeds, show)
-    run_passes(calibrate(CalibrationRun(feeds=shown, first=feeds.first, memory_limit=memory_limit)), state)
+    run = CalibrationRun(feeds=shown, first=feeds.first, memory_limit=memory_limit, executor=executor)
+    run_passes(calibrate(run), state)
     state = replace(state, plan=final_plan(state))
     with show.phase("write and verify"):
         results = make_results(state, config, batch_num=shown.count)

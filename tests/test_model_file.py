@@ -68,7 +68,6 @@ def test_external_weights_are_read_when_they_are_asked_for(net, tmp_path):
     assert isinstance(stored, StoredArray)
     assert stored.nbytes == WEIGHTS["w"].nbytes
     np.testing.assert_array_equal(stored.load(), WEIGHTS["w"])
-    np.testing.assert_array_equal(stored.mapped(), WEIGHTS["w"])
     assert set(light.weights) == {"w"}  # the bias is small and stands in the message
     assert light.whole() == net
 
@@ -91,10 +90,11 @@ def test_sessions_run_over_weights_in_files_in_memory_and_in_the_message(net, tm
     assert net.SerializeToString(deterministic=True) == before
 
 
-def test_weights_above_the_bound_are_not_laid_out_a_second_time(net, monkeypatch):
-    monkeypatch.setattr(session, "_PACKED", 1000)
-    found = session.open_session(net, "the model").run(FEED, "batch 0")
-    np.testing.assert_allclose(found["y"], run(net, FEED)["y"], rtol=1e-6)
+def test_weights_above_the_bound_are_read_by_onnxruntime_from_a_file(net, tmp_path, monkeypatch):
+    monkeypatch.setattr(session, "_LARGE", 1000)
+    for source in (net, read_model(saved(net, tmp_path))):
+        found = session.open_session(source, "the model").run(FEED, "batch 0")
+        np.testing.assert_allclose(found["y"], run(net, FEED)["y"], rtol=1e-6)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float16, np.float64, np.int8, np.uint8])

@@ -8,9 +8,9 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import onnx
 from google.protobuf.message import DecodeError
 from onnx import TensorProto
@@ -21,16 +21,13 @@ from amct_onnx.passes.weights import (
     LARGEST_MESSAGE,
     LightModel,
     StoredArray,
+    append,
     detached,
     dtype_of,
     is_large,
     is_stub,
-    loaded,
     stub,
 )
-
-_ALIGNMENT = 4096
-"""Of the weights in a file of their own: what systems map into memory begins at a page."""
 
 
 def read_model(model: str | os.PathLike[str] | onnx.ModelProto | LightModel) -> LightModel:
@@ -200,16 +197,7 @@ def write_model(model: LightModel, path: Path) -> None:
     if model.nbytes <= LARGEST_MESSAGE:
         path.write_bytes(model.whole().SerializeToString())
         return
-    proto = onnx.ModelProto()
-    proto.CopyFrom(model.proto)
     data = path.with_name(f"{path.name}.data")
     with data.open("wb") as stream:
-        for tensor in proto.graph.initializer:
-            if is_stub(tensor):
-                stream.write(bytes(-stream.tell() % _ALIGNMENT))
-                values = np.ascontiguousarray(loaded(model.weights[tensor.name]))
-                del tensor.external_data[:]
-                for key, value in (("location", data.name), ("offset", stream.tell()), ("length", values.nbytes)):
-                    tensor.external_data.add(key=key, value=str(value))
-                stream.write(values.data)
-    path.write_bytes(proto.SerializeToString())
+        stored = {name: append(stream, data, weight) for name, weight in model.weights.items()}
+    path.write_bytes(replace(model, weights=stored).referring().SerializeToString())

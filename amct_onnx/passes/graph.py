@@ -8,7 +8,7 @@ list attributes cannot be exported, sorting is recursive, and importing renames 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, MutableSequence
+from collections.abc import Callable, Iterable, Iterator, MutableSequence
 from typing import Any, Protocol, cast
 
 import numpy as np
@@ -26,7 +26,16 @@ from amct_onnx.passes.protos import (
     make_dense,
     show_what_was_hidden,
 )
-from amct_onnx.passes.weights import LightModel, StoredArray, Weight, detached, stub, stub_for
+from amct_onnx.passes.weights import (
+    ComputedArray,
+    LightModel,
+    StoredArray,
+    Weight,
+    detached,
+    loaded,
+    stub,
+    stub_for,
+)
 
 Array = NDArray[Any]
 
@@ -103,7 +112,7 @@ class Graph:
         for name, tensor in inner.tensors().items():
             if name in light.weights and isinstance(tensor, gs.Constant):
                 weight = light.weights[name]
-                tensor.values = _OnFile(name, weight) if isinstance(weight, StoredArray) else weight
+                tensor.values = weight if isinstance(weight, np.ndarray) else _Elsewhere(name, weight)
         return cls(inner, frame)
 
     def to_model(self) -> onnx.ModelProto:
@@ -199,8 +208,12 @@ class Graph:
         """Whether `tensor` is an output of the model."""
         return any(out is tensor for out in self.outputs)
 
-    def new_constant(self, name: str, values: Array) -> Tensor:
+    def new_constant(self, name: str, values: Array | ComputedArray) -> Tensor:
         """An initializer; `name` must be free."""
+        if isinstance(values, ComputedArray):
+            if stub_for(name, values) is not None:
+                return cast(Tensor, gs.Constant(name, _Elsewhere(name, values)))
+            values = values.load()
         return cast(Tensor, gs.Constant(name, np.asarray(values, order="C")))
 
     def new_tensor(self, name: str) -> Tensor:
@@ -263,12 +276,12 @@ class Graph:
         return next(index for index, other in enumerate(self.nodes) if other is node)
 
 
-class _OnFile(gs.ir.tensor.LazyValues):  # type: ignore[misc]
-    """A constant that stays in its file; unlike the library's own, it is read anew each time it is asked for."""
+class _Elsewhere(gs.ir.tensor.LazyValues):  # type: ignore[misc]
+    """A constant in a file or yet to be computed; unlike the library's own, it is loaded each time it is asked for."""
 
-    def __init__(self, name: str, stored: StoredArray) -> None:
-        super().__init__(stub(name, onnx.helper.np_dtype_to_tensor_dtype(stored.dtype), stored.shape))
-        self.stored = stored
+    def __init__(self, name: str, weight: StoredArray | ComputedArray) -> None:
+        super().__init__(stub(name, onnx.helper.np_dtype_to_tensor_dtype(weight.dtype), weight.shape))
+        self.weight = weight
 
 
 def _export_light(inner: Any, frame: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, Weight]]:
@@ -277,18 +290,16 @@ def _export_light(inner: Any, frame: onnx.ModelProto) -> tuple[onnx.ModelProto, 
     taken_out = []
     in_bodies = {name for body in inner.subgraphs(recursive=True) for name in body.tensors()}
     for name, tensor in inner.tensors().items():
-        if isinstance(tensor, gs.Constant) and name not in in_bodies:
-            values = tensor._values
-            if isinstance(values, _OnFile):
-                weights[name] = values.stored
-                replacement = stub(name, values.tensor.data_type, values.shape)
-            elif isinstance(values, np.ndarray) and (found := stub_for(name, values)) is not None:
-                weights[name] = values
-                replacement = found
-            else:
-                continue
-            taken_out.append((tensor, values))
-            tensor.values = gs.ir.tensor.LazyValues(replacement)
+        weight = weight_behind(tensor)
+        if weight is None or (name in in_bodies and isinstance(weight, np.ndarray)):
+            continue
+        found = None if name in in_bodies else stub_for(name, weight)
+        if found is None and isinstance(weight, np.ndarray):
+            continue
+        taken_out.append((tensor, tensor._values))
+        tensor.values = loaded(weight) if found is None else gs.ir.tensor.LazyValues(found)
+        if found is not None:
+            weights[name] = weight
     try:
         exported = gs.export_onnx(inner, do_type_check=False, opset_imports=list(frame.opset_import))
     finally:
@@ -311,9 +322,26 @@ def constant(tensor: Tensor) -> Array | None:
     """The values of an initializer, or None for anything computed."""
     if not isinstance(tensor, gs.Constant):
         return None
-    if isinstance(tensor._values, _OnFile):
-        return tensor._values.stored.load()
+    if isinstance(tensor._values, _Elsewhere):
+        return tensor._values.weight.load()
     return cast(Array, tensor.values)
+
+
+def weight_behind(tensor: Tensor) -> Weight | None:
+    """Where the values of an initializer are; None for anything computed, and for what the library has not read yet."""
+    if not isinstance(tensor, gs.Constant):
+        return None
+    if isinstance(tensor._values, _Elsewhere):
+        return tensor._values.weight
+    return tensor._values if isinstance(tensor._values, np.ndarray) else None
+
+
+def derived(tensor: Tensor, dtype: Any, shape: Iterable[int], compute: Callable[[Array], Array]) -> ComputedArray:
+    """An array that is computed from an initializer when it is needed, as it is now."""
+    values = constant(tensor) if weight_behind(tensor) is None else None
+    weight = values if values is not None else weight_behind(tensor)
+    assert weight is not None, f"{tensor.name} is no initializer"
+    return ComputedArray(dtype=np.dtype(dtype), shape=tuple(shape), compute=lambda: compute(loaded(weight)))
 
 
 def constant_input(node: Node, index: int) -> Array | None:

@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from threading import Condition, Lock
 from typing import Any, Protocol
 
@@ -63,7 +63,6 @@ class Watch:
     observer: Observer
     in_order: bool = False
     size: int = 0
-    lock: Any = field(default_factory=Lock)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,23 +98,34 @@ def observe_batches(model: LightModel, watches: Sequence[Watch], feeds: Iterable
     """
     size = sum(watch.size for watch in watches)
     lanes = max(1, min(budget.cores, budget.memory // size if size else budget.cores))
-    session = open_session(_exposing(model, watches), "the calibration model", threads=max(1, budget.cores // lanes))
-    turns = _Turns()
+    session = open_session(exposing(model, watches), "the calibration model", threads=max(1, budget.cores // lanes))
+    show_batches(session, watches, feeds, lanes=lanes)
+
+
+def show_batches(
+    session: Session, watches: Sequence[Watch], feeds: Iterable[Feed], *, lanes: int, first: int = 0
+) -> None:
+    """Run every batch, `lanes` of them at a time, and show each watched tensor to its observer.
+
+    Raises:
+        ModelError: the model cannot be run on a batch; names the first such batch, counted from `first`.
+    """
+    turns, locks = _Turns(first), {id(watch): Lock() for watch in watches}
     pending: deque[Future[None]] = deque()
     pool = ThreadPoolExecutor(lanes, thread_name_prefix="amct_onnx-lane")
     try:
-        for batch, feed in enumerate(feeds):
+        for batch, feed in enumerate(feeds, first):
             if len(pending) > lanes:
                 pending.popleft().result()
             own = {name: array.copy() for name, array in feed.items()}  # a source may reuse its arrays
-            pending.append(pool.submit(_look, session, watches, turns, batch, own))
+            pending.append(pool.submit(_look, session, watches, locks, turns, batch, own))
         while pending:
             pending.popleft().result()
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def _exposing(model: LightModel, watches: Iterable[Watch]) -> LightModel:
+def exposing(model: LightModel, watches: Iterable[Watch]) -> LightModel:
     """The model with the watched tensors as its only outputs: what leads to none of them is not computed."""
     proto = onnx.ModelProto()
     proto.CopyFrom(model.proto)
@@ -130,12 +140,14 @@ def _exposing(model: LightModel, watches: Iterable[Watch]) -> LightModel:
     return LightModel(proto=proto, weights=model.weights)
 
 
-def _look(session: Session, watches: Iterable[Watch], turns: _Turns, batch: int, feed: Feed) -> None:
+def _look(
+    session: Session, watches: Iterable[Watch], locks: Mapping[int, Lock], turns: _Turns, batch: int, feed: Feed
+) -> None:
     with turns.failing(batch):
         values = {**session.run(feed, f"calibration batch {batch}"), **feed}
         for watch in watches:
             if not watch.in_order:
-                with watch.lock:
+                with locks[id(watch)]:
                     watch.observer.update(values[watch.tensor])
         with turns.of(batch):
             for watch in watches:
@@ -150,8 +162,8 @@ class _Stopped(Exception):
 class _Turns:
     """Lets batches into a section one after the other, in their order."""
 
-    def __init__(self) -> None:
-        self._next = 0
+    def __init__(self, first: int) -> None:
+        self._next = first
         self._failed: int | None = None
         self._changed = Condition()
 

@@ -8,25 +8,27 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from threading import Thread
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from amct_onnx.kernels import hfmg, ifmr
 from amct_onnx.kernels.hfmg import Hfmg, HfmgObserver
 from amct_onnx.kernels.ifmr import Ifmr, IfmrObserver
-from amct_onnx.kernels.quant_params import QuantParams, dequantize, round_to_fp16
-from amct_onnx.passes.graph import Node, set_constant
+from amct_onnx.kernels.quant_params import QuantParams, dequantize, quantize, round_to_fp16
+from amct_onnx.passes.graph import Node, derived, set_input
 from amct_onnx.passes.invariants import ACTIVATIONS_KNOWN, PLANNED, STANDARD_ONLY, WEIGHTS_KNOWN
-from amct_onnx.passes.layers import channels_first, channels_restored, has_weight, weight_of
+from amct_onnx.passes.layers import has_weight, layout_of
 from amct_onnx.passes.observation import Budget, Feed, Observer, Watch, observe_batches, sweeps
-from amct_onnx.passes.quantize_weights import integers_of
 from amct_onnx.passes.resources import available_cores, available_memory
 from amct_onnx.passes.shapes import TensorType, infer_types
-from amct_onnx.passes.state import LayerPlan, Pass, QuantState
-from amct_onnx.passes.weights import LightModel
+from amct_onnx.passes.shards import observe_sharded
+from amct_onnx.passes.state import LayerPlan, Pass, QuantPlan, QuantState
+from amct_onnx.passes.weights import ComputedArray, LightModel
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,11 +38,13 @@ class CalibrationRun:
     feeds: the batches; gone through once for every sweep.
     first: one of them.
     memory_limit: bytes for the watched tensors of all batches that are on their way; None for half of what is free.
+    executor: computes shards of the data elsewhere; None computes here.
     """
 
     feeds: Iterable[Feed]
     first: Feed
     memory_limit: int | None = None
+    executor: Executor | None = None
 
 
 def observe(run: CalibrationRun) -> Pass:
@@ -53,7 +57,10 @@ def observe(run: CalibrationRun) -> Pass:
         budget = Budget(cores=available_cores(), memory=memory)
         model = _calibration_model(state)
         for group in sweeps(watches, budget):
-            observe_batches(model, group, run.feeds, budget)
+            if run.executor is None:
+                observe_batches(model, group, run.feeds, budget)
+            else:
+                observe_sharded(model, group, run.feeds, budget, run.executor)
         del model
         with ThreadPoolExecutor(budget.cores) as threads:
             for (_, layers), found in zip(served, threads.map(_search, watches), strict=True):
@@ -65,6 +72,13 @@ def observe(run: CalibrationRun) -> Pass:
         requires=(PLANNED, WEIGHTS_KNOWN, STANDARD_ONLY),
         ensures=(ACTIVATIONS_KNOWN,),
     )
+
+
+def warm_up_beside(plan: QuantPlan) -> None:
+    """Compile the kernels that the plan needs in a thread of their own; who needs them earlier waits for it."""
+    used = {type(layer.activation) for layer in plan.layers.values()}
+    kernels = [warm_up for algorithm, warm_up in ((Ifmr, ifmr.warm_up), (Hfmg, hfmg.warm_up)) if algorithm in used]
+    Thread(target=lambda: [warm_up() for warm_up in kernels], name="amct_onnx-compile").start()
 
 
 def _layers_by_watch(state: QuantState, first: Feed) -> list[tuple[Watch, list[str]]]:
@@ -112,15 +126,19 @@ def _calibration_model(state: QuantState) -> LightModel:
     planned = state.plan.layers
     for node in graph.nodes:
         if node.name in planned and has_weight(node) and node.op != "ConvTranspose":
-            set_constant(node.inputs[1], _fake_quantized(state, node))
+            set_input(node, 1, graph.new_constant(node.inputs[1].name, _fake_quantized(state, node)))
     return graph.to_light()
 
 
-def _fake_quantized(state: QuantState, node: Node) -> NDArray[Any]:
-    params = state.weights[node.name]
-    weight = weight_of(node)
-    fake = dequantize(channels_first(node, integers_of(state, node)), params)
-    return channels_restored(node, fake).astype(weight.dtype)
+def _fake_quantized(state: QuantState, node: Node) -> ComputedArray:
+    params, layout = state.weights[node.name], layout_of(node)
+    dtype = np.dtype(node.inputs[1].dtype)
+
+    def fake(weight: NDArray[Any]) -> NDArray[Any]:
+        integers = quantize(layout.channels_first(weight), params)
+        return layout.restored(dequantize(integers, params)).astype(dtype)
+
+    return derived(node.inputs[1], dtype, node.inputs[1].shape, fake)
 
 
 def _search(watch: Watch) -> QuantParams | str:

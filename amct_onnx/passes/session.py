@@ -6,9 +6,13 @@ model and the same data give the same bits in every session, whatever the number
 
 from __future__ import annotations
 
+import shutil
+import tempfile
+import weakref
 import zlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,10 +23,10 @@ from numpy.typing import NDArray
 from amct_onnx.errors import ModelError
 from amct_onnx.passes.graph import RANDOM
 from amct_onnx.passes.protos import all_graphs
-from amct_onnx.passes.weights import LightModel, StoredArray, Weight, detached
+from amct_onnx.passes.weights import LightModel, StoredArray, Weight, detached, loaded
 
-_PACKED = 1 << 30
-"""Bytes of weights up to which onnxruntime may keep a second copy of them, laid out for speed."""
+_LARGE = 1 << 29
+"""Bytes of weights above which onnxruntime reads them from a file, which it maps, and lays out no copy for speed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,12 +35,12 @@ class Session:
 
     inner: onnxruntime's session.
     outputs: the names of what it gives.
-    weights: kept alive, since onnxruntime reads them where they are.
+    kept: what must live as long: weights that onnxruntime reads where they are, or the folder of their file.
     """
 
     inner: onnxruntime.InferenceSession
     outputs: list[str]
-    weights: list[Any]
+    kept: list[object]
 
     def run(self, feed: Mapping[str, NDArray[Any]], what: str) -> dict[str, NDArray[Any]]:
         """Every output for one feed. May be called from several threads at once.
@@ -75,19 +79,48 @@ def open_session(
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:
         light = detached(model)
-        values = {name: onnxruntime.OrtValue.ortvalue_from_numpy(_in_place(w)) for name, w in light.weights.items()}
-        if sum(weight.nbytes for weight in light.weights.values()) > _PACKED:
-            options.add_session_config_entry("session.disable_prepacking", "1")
-        options.add_external_initializers(list(values), list(values.values()))
-        message = _seeded(light.proto).SerializeToString()
-        inner = onnxruntime.InferenceSession(message, options, providers=["CPUExecutionProvider"])
+        light = replace(light, proto=_seeded(light.proto))
+        if sum(weight.nbytes for weight in light.weights.values()) > _LARGE:
+            return _open_large(light, options)
+        return _open(light.proto, light.weights, options)
     except Exception as error:
         raise ModelError(f"onnxruntime does not accept {what}: {_in_one_line(error)}") from error
-    return Session(inner=inner, outputs=[output.name for output in inner.get_outputs()], weights=list(values.values()))
 
 
-def _in_place(weight: Weight) -> NDArray[Any]:
-    return np.ascontiguousarray(weight.mapped() if isinstance(weight, StoredArray) else weight)
+def _open(
+    proto: onnx.ModelProto, weights: Mapping[str, Weight], options: onnxruntime.SessionOptions, *kept: object
+) -> Session:
+    values = {
+        name: onnxruntime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(loaded(weight)))
+        for name, weight in weights.items()
+    }
+    options.add_external_initializers(list(values), list(values.values()))
+    inner = onnxruntime.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    outputs = [output.name for output in inner.get_outputs()]
+    return Session(inner=inner, outputs=outputs, kept=[*values.values(), *kept])
+
+
+def _open_large(light: LightModel, options: onnxruntime.SessionOptions) -> Session:
+    """Let onnxruntime map the weights from their file; where they are in none, or in several, from a temporary one."""
+    options.add_session_config_entry("session.disable_prepacking", "1")
+    rest = {name: weight for name, weight in light.weights.items() if not isinstance(weight, StoredArray)}
+    folders = {weight.path.parent for weight in light.weights.values() if isinstance(weight, StoredArray)}
+    kept: list[object] = []
+    if len(folders) != 1 or sum(weight.nbytes for weight in rest.values()) > _LARGE:
+        temporary = _TemporaryFolder()
+        light, rest, folders = light.beside(temporary.path), {}, {temporary.path}
+        kept.append(temporary)
+    (folder,) = folders
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
+    return _open(light.referring(), rest, options, *kept)
+
+
+class _TemporaryFolder:
+    """A folder that goes when this does."""
+
+    def __init__(self) -> None:
+        self.path = Path(tempfile.mkdtemp(prefix="amct_onnx-"))
+        weakref.finalize(self, shutil.rmtree, self.path, ignore_errors=True)
 
 
 def _in_one_line(error: Exception) -> str:

@@ -7,10 +7,10 @@ are read one at a time where their values are needed.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Union
+from typing import Any, BinaryIO, Union
 
 import numpy as np
 import onnx
@@ -29,6 +29,8 @@ _SMALL = 4096
 
 _TYPES = {TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.INT8, TensorProto.UINT8}
 """Element types of weights, floats and integers."""
+
+_PAGE = 4096
 
 _NO_FILE = ":beside:"
 """What stands for the name of a file in a message whose weights stand beside it."""
@@ -49,24 +51,41 @@ class StoredArray:
     @property
     def nbytes(self) -> int:
         """Its size in bytes."""
-        return int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
+        return math.prod(self.shape) * self.dtype.itemsize
 
     def load(self) -> Array:
         """Its values, read into memory."""
-        count = int(np.prod(self.shape, dtype=np.int64))
+        count = math.prod(self.shape)
         return np.fromfile(self.path, self.dtype, count, offset=self.offset).reshape(self.shape)
 
-    def mapped(self) -> Array:
-        """Its values as a part of the file, which the system reads when they are looked at and may forget again."""
-        return np.memmap(self.path, self.dtype, "r", self.offset, self.shape)
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ComputedArray:
+    """An array that is computed, from a weight most often, each time its values are needed.
+
+    compute: gives an array of this type and shape, always the same.
+    """
+
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+    compute: Callable[[], Array]
+
+    @property
+    def nbytes(self) -> int:
+        """Its size in bytes."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    def load(self) -> Array:
+        """Its values, contiguous."""
+        return np.ascontiguousarray(self.compute())
 
 
-Weight = Union[Array, StoredArray]
+Weight = Union[Array, StoredArray, ComputedArray]
 
 
 def loaded(weight: Weight) -> Array:
     """The values of a weight, wherever it is."""
-    return weight.load() if isinstance(weight, StoredArray) else weight
+    return weight if isinstance(weight, np.ndarray) else weight.load()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,6 +104,28 @@ class LightModel:
         """About the size of the model in one message."""
         return self.proto.ByteSize() + sum(weight.nbytes for weight in self.weights.values())
 
+    def beside(self, folder: Path) -> LightModel:
+        """The model with all of its large weights in one file of a folder, written there one by one."""
+        weights: dict[str, Weight] = {}
+        path = folder / "weights"
+        with path.open("wb") as stream:
+            for name, weight in self.weights.items():
+                weights[name] = append(stream, path, weight)
+        return LightModel(proto=self.proto, weights=weights)
+
+    def referring(self) -> onnx.ModelProto:
+        """The message with the files' names of the stored weights in the place of stubs."""
+        proto = onnx.ModelProto()
+        proto.CopyFrom(self.proto)
+        for tensor in proto.graph.initializer:
+            weight = self.weights.get(tensor.name)
+            if isinstance(weight, StoredArray) and is_stub(tensor):
+                del tensor.external_data[:]
+                entries = ("location", weight.path.name), ("offset", weight.offset), ("length", weight.nbytes)
+                for key, value in entries:
+                    tensor.external_data.add(key=key, value=str(value))
+        return proto
+
     def whole(self) -> onnx.ModelProto:
         """The model as one message, of its own."""
         model = onnx.ModelProto()
@@ -95,6 +136,15 @@ class LightModel:
                 del tensor.external_data[:]
                 tensor.raw_data = loaded(self.weights[tensor.name]).tobytes()
         return model
+
+
+def append(stream: BinaryIO, path: Path, weight: Weight) -> StoredArray:
+    """Write a weight at the end of a file, from the beginning of a page on: systems map files page by page."""
+    values = np.ascontiguousarray(loaded(weight))
+    stream.write(bytes(-stream.tell() % _PAGE))
+    offset = stream.tell()
+    stream.write(values.data)
+    return StoredArray(path=path, offset=offset, dtype=values.dtype, shape=values.shape)
 
 
 def detached(model: onnx.ModelProto | LightModel) -> LightModel:
@@ -154,9 +204,9 @@ def is_stub(tensor: TensorProto) -> bool:
     return any(entry.key == "location" and entry.value == _NO_FILE for entry in tensor.external_data)
 
 
-def stub_for(name: str, values: Array) -> TensorProto | None:
+def stub_for(name: str, weight: Weight) -> TensorProto | None:
     """A stub for an array, or None where it belongs into the message itself."""
-    if values.nbytes < _SMALL or values.dtype.kind not in "fiu":
+    if weight.nbytes < _SMALL or weight.dtype.kind not in "fiu":
         return None
-    data_type = onnx.helper.np_dtype_to_tensor_dtype(values.dtype)
-    return stub(name, data_type, values.shape) if data_type in _TYPES else None
+    data_type = onnx.helper.np_dtype_to_tensor_dtype(weight.dtype)
+    return stub(name, data_type, weight.shape) if data_type in _TYPES else None
