@@ -14,6 +14,8 @@ from hypothesis.extra.numpy import arrays
 from numba import config
 
 from amct_onnx.errors import DataError
+from amct_onnx.kernels import ifmr
+from amct_onnx.kernels.histogram import BINS
 from amct_onnx.kernels.ifmr import Ifmr, IfmrObserver
 
 JIT = not config.DISABLE_JIT
@@ -109,10 +111,35 @@ def test_many_values_lose_no_more_than_with_the_plain_twin(kind: str, asymmetric
 
 
 @pytest.mark.parametrize("asymmetric", [True, False])
-@pytest.mark.skipif(not JIT, reason="65535 boundaries per candidate")
+@pytest.mark.skipif(not JIT, reason="16384 edges per candidate")
 def test_sixteen_bits_on_many_values(asymmetric: bool) -> None:
     values = sample("normal", 200_000)
     assert regret(values, asymmetric=asymmetric, num_bits=16) < 0.05
+
+
+@EXAMPLES
+@given(
+    counts=arrays(np.int64, 40, elements=st.sampled_from([0, 0, 1, 5, 1000])),
+    inside=st.floats(0, 1, exclude_max=True),
+    position=st.sampled_from([0, 1, 500, BINS - 40]),
+    steps=st.lists(st.floats(0.05, 3), min_size=2, max_size=4),
+    ends=st.sampled_from([0.3, 1.0, 1.4]),
+)
+def test_boundaries_are_summed_in_closed_form(
+    counts: np.ndarray, inside: float, position: int, steps: list[float], ends: float
+) -> None:
+    bins, sums = np.zeros(BINS, np.int64), np.zeros(BINS, np.int64)
+    bins[position : position + 40] = counts
+    sums[1:] = (bins[1:] * inside * 2**23).astype(np.int64)
+    table = np.zeros((4, BINS))
+    ifmr._tabulate(bins, sums, table)
+    levels = np.array([int(ends * (position + 40) / step) for step in steps])
+    expected = np.zeros(len(steps))
+    ifmr._add_excess(expected, np.array(steps), levels, table)
+    expected *= steps
+    found = ifmr._excess_between_edges(table, np.array(steps), levels)
+    size = float(bins.sum()) * (position + 40) ** 2
+    np.testing.assert_allclose(found - found[0], expected - expected[0], rtol=0, atol=1e-12 * size)
 
 
 def test_one_side_from_points_and_the_other_from_bins() -> None:

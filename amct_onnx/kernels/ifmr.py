@@ -19,6 +19,9 @@ from amct_onnx.kernels.compiled import compiled
 from amct_onnx.kernels.histogram import BINS, FRACTION_BITS, Side, SignedHistogram
 from amct_onnx.kernels.quant_params import FLT_EPS, QuantParams, scale_of_span
 
+LANES = 64  # edges of bins that are looked at side by side; divides BINS
+_LANES = np.uint64(LANES)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ifmr:
@@ -168,12 +171,14 @@ def _losses(side: Side, scales: NDArray[np.float32], bounds: NDArray[np.float32]
     if points is None:
         return _losses_of_bins(side, scales, bounds)
     values, times = points
+    losses = np.zeros(scales.size)
+    if values.size == 0:
+        return losses
     # float32 as in AMCT: where several candidates are all but perfect, its rounding decides between them
-    losses = np.empty(scales.size)
-    for i, (scale, bound) in enumerate(zip(scales, bounds, strict=True)):
-        with np.errstate(over="ignore"):  # an infinite loss is never the smallest
+    with np.errstate(over="ignore"):  # an infinite loss is never the smallest
+        for i, (scale, bound) in enumerate(zip(scales, bounds, strict=True)):
             errors = np.rint(np.minimum(values, bound) / scale) * scale - values
-        losses[i] = (errors.astype(np.float64) ** 2 * times).sum()
+            losses[i] = (errors.astype(np.float64) ** 2 * times).sum()
     return losses
 
 
@@ -185,34 +190,42 @@ def _losses_of_bins(side: Side, scales: NDArray[np.float32], bounds: NDArray[np.
     That excess is known exactly at the edges of the bins; between them it is taken as the cubic that has the right
     value and the right slope at both edges.
     """
-    counts = side.counts.astype(np.float64)
-    inside = side.sums / 2.0**FRACTION_BITS
-    inside[0] = counts[0] / 2  # in units of the width; in bin 0 only the number of values is known
-    above = np.append(np.cumsum(counts[::-1])[::-1][1:], 0.0)
-    excess = np.append(np.cumsum((above + inside)[::-1])[::-1][1:], 0.0)
-    means = inside / np.maximum(counts, 1.0)
+    table = np.zeros((4, BINS))
+    _tabulate(side.counts, side.sums, table)
     steps = scales.astype(np.float64) / side.width
     levels = np.rint(bounds / scales).astype(np.int64)
+    if steps.min() < 1:
+        return -2.0 * side.width**2 * _excess_between_edges(table, steps, levels)
     sums = np.zeros(scales.size)
-    _add_excess(sums, steps, levels, counts, means, above, excess)
+    _add_excess(sums, steps, levels, table)
     return -2.0 * side.width**2 * steps * sums
 
 
 @compiled
-def _add_excess(
-    sums: NDArray[np.float64],
-    steps: NDArray[np.float64],
-    levels: NDArray[np.int64],
-    counts: NDArray[np.float64],
-    means: NDArray[np.float64],
-    above: NDArray[np.float64],
-    excess: NDArray[np.float64],
-) -> None:
-    """For each candidate, add up the excess over each of its boundaries; all in units of the bin's width.
+def _tabulate(counts: NDArray[np.int64], sums: NDArray[np.int64], table: NDArray[np.float64]) -> None:
+    """Fill the `table` [4, BINS] with what describes a bin, in units of its width.
 
-    `counts` and `means` describe a bin; `above` is the number of values behind its upper edge, `excess` by how much
-    they exceed it in sum.
+    Rows 0 and 1: how many values, and their mean distance from the lower edge. Row 2: how many values lie behind the
+    upper edge. Row 3: by how much these exceed it in sum.
     """
+    above, excess = 0.0, 0.0
+    for j in range(counts.size - 1, -1, -1):
+        count = float(counts[j])
+        inside = count / 2.0 if j == 0 else sums[j] / 2.0**FRACTION_BITS  # in bin 0 only the number of values is known
+        table[0, j] = count
+        table[1, j] = inside / max(count, 1.0)
+        table[2, j] = above
+        table[3, j] = excess
+        excess += above + inside
+        above += count
+
+
+@compiled
+def _add_excess(
+    sums: NDArray[np.float64], steps: NDArray[np.float64], levels: NDArray[np.int64], table: NDArray[np.float64]
+) -> None:
+    """For each candidate, add up the excess over each of its boundaries; all in units of the bin's width."""
+    counts, means, above, excess = table[0], table[1], table[2], table[3]
     for candidate in range(steps.size):
         total = 0.0
         for i in range(levels[candidate]):
@@ -224,3 +237,68 @@ def _add_excess(
             total += excess[j] + above[j] * rest
             total += counts[j] * rest * rest * (means[j] + (2.0 * means[j] - 1.0) * (1.0 - rest))
         sums[candidate] = total
+
+
+def _excess_between_edges(
+    table: NDArray[np.float64], steps: NDArray[np.float64], levels: NDArray[np.int64]
+) -> NDArray[np.float64]:
+    """What `_add_excess` finds, times the step and but for a constant, at a cost that does not grow with the levels.
+
+    Equally spaced samples of a function add up to its integral and terms of its derivatives at both ends, which is the
+    Euler-Maclaurin formula: step * sum = integral - step^2/24 * (change of the first) + 7/5760 step^4 * (change of the
+    third) - ... The excess is a cubic between the edges of the bins, so the series ends there; but each edge where the
+    second or the third derivative jumps adds a term. The constant is the integral over everything: as large as it is,
+    only the last digits would be left for the differences between the candidates. So these are more exact than from
+    `_add_excess`, by about three digits.
+    """
+    counts, means, above, excess = np.concatenate([table, np.zeros((4, LANES))], axis=1)  # nothing behind the last bin
+    # With r as the distance from the upper edge, the excess is excess + above * r + square * r^2 - cube * r^3.
+    square, cube = counts * (3.0 * means - 1.0), counts * (2.0 * means - 1.0)
+    integrals = excess + above / 2.0 + square / 3.0 - cube / 4.0
+    behind = np.append(np.cumsum(integrals[::-1])[::-1][1:], 0.0)
+    jumps = np.zeros((2, counts.size))
+    jumps[0, 1:] = 2.0 * (square[1:] - square[:-1]) - 6.0 * cube[1:]
+    jumps[1, 1:] = 6.0 * (cube[1:] - cube[:-1])
+    ends = levels * steps
+    last = np.minimum(ends, BINS).astype(np.int64)
+    r = last + 1.0 - ends
+    above, square, cube_at_0, cube = above[last], square[last], cube[0], cube[last]
+    missing = behind[last] + r * (excess[last] + r * (above / 2.0 + r * (square / 3.0 - r * cube / 4.0)))
+    first = -above - r * (2.0 * square - 3.0 * r * cube)
+    terms = np.zeros(steps.size)
+    _add_jumps(terms, steps, ends, jumps, np.arange(counts.size, dtype=np.float64))
+    terms -= steps**2 / 24.0 * (first + counts.sum())
+    terms += steps**4 * 7.0 / 960.0 * (cube - cube_at_0)
+    return np.asarray(terms - missing)
+
+
+@compiled
+def _add_jumps(
+    terms: NDArray[np.float64],
+    steps: NDArray[np.float64],
+    ends: NDArray[np.float64],
+    jumps: NDArray[np.float64],
+    edges: NDArray[np.float64],
+) -> None:
+    """For each candidate, add the terms of the edges up to its end.
+
+    They are step^3/6 * B3(x) times the jump of the second derivative and -step^4/24 * B4(x) times that of the third,
+    with Bernoulli's polynomials, and x as the share of a step that the edge lies behind a boundary. `jumps`
+    [2, BINS + LANES] are those of both derivatives, at the `edges` [BINS + LANES].
+    """
+    second, third = jumps[0], jumps[1]
+    partial = np.zeros(LANES)  # sums side by side: only then does strict arithmetic allow vector instructions
+    for candidate in range(steps.size):
+        per_step, quarter, end = 1.0 / steps[candidate], steps[candidate] / 4.0, ends[candidate]
+        partial[:] = 0.0
+        for start in range(np.uint64(0), np.uint64(edges.size), _LANES):
+            if edges[start] > end:
+                break
+            for lane in range(_LANES):
+                j = start + lane
+                position = edges[j] * per_step - 0.5
+                x = position - np.floor(position)
+                q = x * (x - 1.0)
+                term = q * (x - 0.5) * second[j] - quarter * (q * q - 1.0 / 30.0) * third[j]
+                partial[lane] += term if edges[j] <= end else 0.0
+        terms[candidate] += steps[candidate] ** 3 / 6.0 * partial.sum()
