@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from amct_onnx.errors import RecordError
-from amct_onnx.formats.record import LayerRecord, format_record, parse_record, read_record, shortest
+from amct_onnx.formats.record import LayerRecord, all_shortest, format_record, parse_record, read_record, shortest
 from amct_onnx.formats.schema import load_schema
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -267,6 +267,33 @@ def test_floats_are_short_and_exact(value):
 )
 def test_spellings_of_floats(value, text):
     assert shortest(value) == text
+
+
+@given(st.lists(st.integers(0, 0x7F7FFFFF), max_size=50))
+def test_many_floats_are_written_like_each_of_them(bits):
+    values = np.array(bits, np.uint32).view(np.float32).tolist()
+    assert all_shortest(values) == [shortest(value) for value in values]
+
+
+def test_floats_around_powers_and_ties_are_written_like_each_of_them():
+    powers = np.array([10.0**i for i in range(-20, 20)] + [2.0**i for i in range(-80, 80)], np.float32)
+    near = (powers.view(np.int32)[:, None] + np.arange(-20, 21, dtype=np.int32)).view(np.float32)
+    decimals = np.arange(1, 3000)[:, None] / 10.0 ** np.arange(12)
+    dyadic = np.arange(1, 2000, 2)[:, None] / 2.0 ** np.arange(0, 30, 3)
+    for values in (near, decimals, dyadic):
+        listed = values.astype(np.float32).ravel().tolist()
+        assert all_shortest(listed) == [shortest(value) for value in listed]
+
+
+def test_a_layer_of_many_channels():
+    scales = np.random.default_rng(0).random(300, np.float32).tolist()
+    layer = LayerRecord(scale_d=1.0, offset_d=0, scale_w=tuple(scales), offset_w=(0,) * 300, shift_bit=(3,) * 300)
+    written = format_record({"a": layer})
+    lines = (
+        [f"    scale_w: {shortest(scale)}" for scale in scales] + ["    offset_w: 0"] * 300 + ["    shift_bit: 3"] * 300
+    )
+    assert written.splitlines()[5:-2] == lines
+    assert parse(written) == {"a": layer}
 
 
 # Up to the largest float32 would be too far: protobuf 3.20 in pure Python reads its decimal back as infinity.

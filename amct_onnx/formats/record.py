@@ -5,9 +5,11 @@ from __future__ import annotations
 import ctypes
 import math
 import os
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
+
+import numpy as np
 
 from amct_onnx.errors import RecordError, located
 from amct_onnx.formats.message_text import parse_message
@@ -182,26 +184,32 @@ def format_record(records: Mapping[str, LayerRecord]) -> str:
     Raises:
         RecordError: a key cannot be written, since it is no text.
     """
-    return "".join(line + "\n" for key, record in records.items() for line in _entry_lines(key, record))
+    return "".join(_entry(key, record) for key, record in records.items())
 
 
-def _entry_lines(key: str, record: LayerRecord) -> Iterator[str]:
-    yield "record {"
-    yield f"  key: {_quoted(key)}"
+def _entry(key: str, record: LayerRecord) -> str:
     names = [field.name for field in fields(LayerRecord)]
-    value = list(_field_lines(record, {name: name for name in names if name not in _KV_CACHE}))
-    kv_cache = list(_field_lines(record, _KV_CACHE))
-    for block, lines in (("value", value), ("kv_cache_value", kv_cache)):
-        if lines or (block == "value" and not kv_cache):
-            yield from (f"  {block} {{", *lines, "  }")
-    yield "}"
+    value = _field_lines(record, {name: name for name in names if name not in _KV_CACHE})
+    kv_cache = _field_lines(record, _KV_CACHE)
+    blocks = f"  value {{\n{value}  }}\n" if value or not kv_cache else ""
+    blocks += f"  kv_cache_value {{\n{kv_cache}  }}\n" if kv_cache else ""
+    return f"record {{\n  key: {_quoted(key)}\n{blocks}}}\n"
 
 
-def _field_lines(record: LayerRecord, names: Mapping[str, str]) -> Iterator[str]:
+def _field_lines(record: LayerRecord, names: Mapping[str, str]) -> str:
+    lines = ""
     for name, written in names.items():
         value = getattr(record, name)
-        for item in value if isinstance(value, tuple) else _listed(value):
-            yield f"    {written}: {_scalar(item)}"
+        texts = _texts(value if isinstance(value, tuple) else _listed(value))
+        lines += f"\n    {written}: ".join(["", *texts])
+    return lines[1:] + "\n" if lines else ""
+
+
+def _texts(values: Sequence[Any]) -> list[str]:
+    """How `values`, all of one type, are written."""
+    if len(values) < 16:  # not worth an array
+        return [_scalar(value) for value in values]
+    return all_shortest(values) if isinstance(values[0], float) else list(map(str, values))
 
 
 def _scalar(value: bool | int | float | str) -> str:
@@ -217,6 +225,31 @@ def shortest(value: float) -> str:
     exact = _float32(value)
     texts = (float(f"{exact:.{digits}g}") for digits in range(6, 10))
     return str(next(number for number in texts if _float32(number) == exact))
+
+
+def all_shortest(values: Sequence[float]) -> list[str]:
+    """`shortest` of each of `values`, which are at least 0."""
+    exact = np.array(values, np.float32).astype(np.float64)
+    exponents = np.searchsorted(_TENS, exact, side="right") - 1 + _LOWEST
+    numbers, settled = exact.copy(), (exponents >= _LOWEST) & (exponents <= 5)
+    for digits in (9, 8, 7, 6):
+        power = _POWERS[np.where(settled, digits - 1 - exponents, 0)]
+        scaled = exact * power
+        whole = np.rint(scaled)
+        rounded = whole / power  # both are exact, so this is the double that is nearest to the decimal
+        numbers = np.where(rounded.astype(np.float32) == exact, rounded, numbers)
+        settled &= np.abs(np.abs(scaled - whole) - 0.5) > 1e-6  # else the product's rounding may have decided
+    # 9 digits are all that a number has by now, and are found faster than by str, which allows for 17
+    texts = ("%.9g " * len(values) % tuple(numbers.tolist())).split()
+    texts = [text if "." in text or "e" in text else text + ".0" for text in texts]
+    for i in np.flatnonzero(~settled):
+        texts[i] = shortest(values[i])
+    return texts
+
+
+_LOWEST = -13  # of the exponents for which all powers of ten that are needed are exact
+_TENS = np.array([float(f"1e{exponent}") for exponent in range(_LOWEST, 7)])
+_POWERS = np.array([float(f"1e{exponent}") for exponent in range(8 - _LOWEST + 1)])
 
 
 def _quoted(text: str) -> str:
