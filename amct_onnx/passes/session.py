@@ -88,14 +88,15 @@ def open_session(
 
 
 def _open(
-    proto: onnx.ModelProto, weights: Mapping[str, Weight], options: onnxruntime.SessionOptions, *kept: object
+    model: onnx.ModelProto | Path, weights: Mapping[str, Weight], options: onnxruntime.SessionOptions, *kept: object
 ) -> Session:
     values = {
         name: onnxruntime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(loaded(weight)))
         for name, weight in weights.items()
     }
     options.add_external_initializers(list(values), list(values.values()))
-    inner = onnxruntime.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    source = str(model) if isinstance(model, Path) else model.SerializeToString()
+    inner = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
     outputs = [output.name for output in inner.get_outputs()]
     return Session(inner=inner, outputs=outputs, kept=[*values.values(), *kept])
 
@@ -105,14 +106,20 @@ def _open_large(light: LightModel, options: onnxruntime.SessionOptions) -> Sessi
     options.add_session_config_entry("session.disable_prepacking", "1")
     rest = {name: weight for name, weight in light.weights.items() if not isinstance(weight, StoredArray)}
     folders = {weight.path.parent for weight in light.weights.values() if isinstance(weight, StoredArray)}
-    kept: list[object] = []
-    if len(folders) != 1 or sum(weight.nbytes for weight in rest.values()) > _LARGE:
-        temporary = _TemporaryFolder()
-        light, rest, folders = light.beside(temporary.path), {}, {temporary.path}
-        kept.append(temporary)
-    (folder,) = folders
-    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
-    return _open(light.referring(), rest, options, *kept)
+    if len(folders) == 1 and sum(weight.nbytes for weight in rest.values()) <= _LARGE and _takes_folders():
+        (folder,) = folders
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
+        return _open(light.referring(), rest, options)
+    temporary = _TemporaryFolder()
+    path = temporary.path / "model.onnx"
+    path.write_bytes(light.beside(temporary.path).referring().SerializeToString())
+    return _open(path, {}, options, temporary)
+
+
+def _takes_folders() -> bool:
+    """Whether onnxruntime can be told where the weights of a model in memory are: since 1.21."""
+    major, minor = onnxruntime.__version__.split(".")[:2]
+    return (int(major), int(minor)) >= (1, 21)
 
 
 class _TemporaryFolder:
