@@ -242,7 +242,7 @@ def all_shortest(values: Sequence[float]) -> list[str]:
     # 9 digits are all that a number has by now, and are found faster than by str, which allows for 17
     texts = ("%.9g " * len(values) % tuple(numbers.tolist())).split()
     texts = [text if "." in text or "e" in text else text + ".0" for text in texts]
-    for i in np.flatnonzero(~settled):
+    for i in np.flatnonzero(~settled).tolist():
         texts[i] = shortest(values[i])
     return texts
 

@@ -153,9 +153,10 @@ class IfmrObserver:
 
 def warm_up() -> None:
     """Compile the kernels, or load their machine code from the disk: for a thread beside other work."""
-    observer = IfmrObserver(Ifmr(max_percentile=1.0, min_percentile=1.0), asymmetric=True)
-    observer.update(np.linspace(-1, 1, 5000, dtype=np.float32))  # too many values to be searched without a histogram
-    observer.params()
+    for num_bits in (8, 16):  # they are searched in different ways
+        observer = IfmrObserver(Ifmr(max_percentile=1.0, min_percentile=1.0, num_bits=num_bits), asymmetric=True)
+        observer.update(np.linspace(-1, 1, 5000, dtype=np.float32))  # too many values to be searched one by one
+        observer.params()
 
 
 def _rank(percentile: float, count: int) -> int:
