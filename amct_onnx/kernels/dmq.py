@@ -1,4 +1,4 @@
-"""DMQ: outliers moved from activations to weights. The parameters are read and checked; the algorithm is not available yet."""
+"""DMQ: outliers moved from activations to weights. Its parameters are checked; the algorithm is not there yet."""
 
 from __future__ import annotations
 

@@ -19,6 +19,7 @@ from amct_onnx.passes.graph import (
 )
 from amct_onnx.passes.layer_types import QUANTIZABLE
 
+
 def has_weight(node: Node) -> bool:
     """Whether this kind of layer has a weight, at input 1."""
     return node.op != "AveragePool"

@@ -8,9 +8,9 @@ data are gone through several times, each time for a part of the tensors. The re
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from threading import Condition, Lock
 from typing import Any, Protocol
@@ -19,6 +19,7 @@ import onnx
 from numpy.typing import NDArray
 
 from amct_onnx.kernels.quant_params import QuantParams
+from amct_onnx.passes.protos import all_graphs, copy_fields
 from amct_onnx.passes.session import Session, open_session
 from amct_onnx.passes.weights import LightModel
 
@@ -78,11 +79,14 @@ class Budget:
 
 
 def sweeps(watches: Sequence[Watch], budget: Budget) -> list[list[Watch]]:
-    """The watches in groups, in order, each small enough to be watched at once; usually one group."""
+    """The watches in groups, in order, each small enough to be watched at once; usually one group.
+
+    What takes no memory needs no group of its own, nor does it keep a tensor that is too large alone from its group.
+    """
     groups: list[list[Watch]] = []
     filled = 0
     for watch in watches:
-        if not groups or filled + watch.size > budget.memory:
+        if not groups or (watch.size and filled and filled + watch.size > budget.memory):
             groups.append([])
             filled = 0
         groups[-1].append(watch)
@@ -112,32 +116,88 @@ def show_batches(
     """
     turns, locks = _Turns(first), {id(watch): Lock() for watch in watches}
     pending: deque[Future[None]] = deque()
+    unread: Exception | None = None
     pool = ThreadPoolExecutor(lanes, thread_name_prefix="amct_onnx-lane")
     try:
-        for batch, feed in enumerate(feeds, first):
-            if len(pending) > lanes:
+        with closing(error_last(feeds)) as batches:
+            for batch, feed in enumerate(batches, first):
+                if isinstance(feed, Exception):
+                    unread = feed
+                    break
+                if len(pending) > lanes:
+                    pending.popleft().result()
+                own = {name: array.copy() for name, array in feed.items()}  # a source may reuse its arrays
+                pending.append(pool.submit(_look, session, watches, locks, turns, batch, own))
+            while pending:
                 pending.popleft().result()
-            own = {name: array.copy() for name, array in feed.items()}  # a source may reuse its arrays
-            pending.append(pool.submit(_look, session, watches, locks, turns, batch, own))
-        while pending:
-            pending.popleft().result()
     finally:
         pool.shutdown(cancel_futures=True)
+    if unread is not None:
+        raise unread
+
+
+def error_last(feeds: Iterable[Feed]) -> Generator[Feed | Exception, None, None]:
+    """The batches; where one cannot be read, the error comes in its place: batches before it may fail too, and first.
+
+    Closing this closes `feeds`, which may be drawing its progress in a thread of its own.
+    """
+    try:
+        yield from feeds
+    except Exception as error:
+        yield error
 
 
 def exposing(model: LightModel, watches: Iterable[Watch]) -> LightModel:
-    """The model with the watched tensors as its only outputs: what leads to none of them is not computed."""
+    """The model with the watched tensors as its only outputs, and without the nodes that need not be computed for them.
+
+    A node stays where it reads what stays, unless that is an output: onnxruntime fuses a node with its only reader, but
+    no output with anything. So the numbers do not depend on which of the tensors are exposed at a time.
+    """
+    graph = model.proto.graph
+    fed = {value.name for value in graph.input}
+    known = {value.name: value for value in graph.output}
+    names = [name for name in dict.fromkeys(watch.tensor for watch in watches) if name not in fed]
+    names = names or list(known)  # nothing but inputs is watched; the model must have an output
+    nodes = _needed(graph, names)
+    used = {*names}.union(*(_read_by(node) for node in nodes))
     proto = onnx.ModelProto()
-    proto.CopyFrom(model.proto)
-    fed = {value.name for value in proto.graph.input}
-    known = {value.name: value for value in proto.graph.output}
-    del proto.graph.output[:]
-    for name in dict.fromkeys(watch.tensor for watch in watches):
-        if name not in fed:
-            proto.graph.output.append(known.get(name, onnx.ValueInfoProto(name=name)))
-    if not proto.graph.output:
-        proto.graph.output.extend(known.values())  # nothing but inputs is watched; the model must have an output
-    return LightModel(proto=proto, weights=model.weights)
+    copy_fields(model.proto, proto, "graph")
+    copy_fields(graph, proto.graph, "initializer")
+    del proto.graph.output[:], proto.graph.node[:]
+    proto.graph.node.extend(nodes)
+    proto.graph.initializer.extend(tensor for tensor in graph.initializer if tensor.name in used)
+    proto.graph.output.extend(known.get(name, onnx.ValueInfoProto(name=name)) for name in names)
+    return LightModel(proto=proto, weights={name: weight for name, weight in model.weights.items() if name in used})
+
+
+def _needed(graph: onnx.GraphProto, outputs: Iterable[str]) -> list[onnx.NodeProto]:
+    """The nodes that stay, see `exposing`."""
+    exposed = set(outputs)
+    nodes = list(graph.node)
+    read = [_read_by(node) for node in nodes]
+    producers = {name: index for index, node in enumerate(nodes) for name in node.output}
+    readers: dict[str, list[int]] = {}
+    for index, names in enumerate(read):
+        for name in names:
+            readers.setdefault(name, []).append(index)
+    kept: set[int] = set()
+    waiting = [producers[name] for name in exposed if name in producers]
+    while waiting:
+        index = waiting.pop()
+        if index not in kept:
+            kept.add(index)
+            waiting += [producers[name] for name in read[index] if name in producers]
+            waiting += [
+                reader for name in nodes[index].output if name not in exposed for reader in readers.get(name, ())
+            ]
+    return [nodes[index] for index in sorted(kept)]
+
+
+def _read_by(node: onnx.NodeProto) -> set[str]:
+    """The tensors that a node reads, also inside its bodies."""
+    bodies = [body for a in node.attribute if a.type == onnx.AttributeProto.GRAPH for body in all_graphs(a.g)]
+    inner = {name for body in bodies for node in body.node for name in node.input}
+    return inner.union(node.input, *([value.name for value in body.output] for body in bodies)) - {""}
 
 
 def _look(

@@ -95,6 +95,7 @@ def _packed(name: str, content: bytes) -> AttributeProto:
 
 
 def show_what_was_hidden(nodes: Iterable[onnx.NodeProto]) -> None:
+    """Undo `hide_what_is_lost`."""
     hidden = HIDDEN.encode()
     for node in nodes:
         for attribute in node.attribute:

@@ -58,9 +58,8 @@ def integers_of(state: QuantState, node: Node) -> ComputedArray:
     """The layer's weight as integers, in its own layout."""
     params, layout = state.weights[node.name], layout_of(node)
     dtype = np.int8 if params.num_bits <= 8 else np.int16
-    return derived(
-        node.inputs[1], dtype, node.inputs[1].shape, lambda w: layout.restored(quantize(layout.channels_first(w), params))
-    )
+    old = node.inputs[1]
+    return derived(old, dtype, old.shape, lambda w: layout.restored(quantize(layout.channels_first(w), params)))
 
 
 def _store_integers(state: QuantState) -> None:

@@ -55,9 +55,7 @@ class Session:
         return {name: np.asarray(value) for name, value in zip(self.outputs, values, strict=True)}
 
 
-def open_session(
-    model: onnx.ModelProto | LightModel, what: str, *, optimize: bool = True, threads: int = 0
-) -> Session:
+def open_session(model: onnx.ModelProto | LightModel, what: str, *, optimize: bool = True, threads: int = 0) -> Session:
     """A session over a model. Noise that the model makes is the same in every session.
 
     Args:

@@ -15,25 +15,29 @@ import sys
 import tempfile
 import zlib
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Executor, Future
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, CancelledError, Executor, Future, wait
+from contextlib import closing
 from copy import deepcopy
 from dataclasses import dataclass, replace
+from functools import cached_property
 from hashlib import sha256
-from itertools import islice
+from itertools import chain
 from pathlib import Path
 from threading import Lock
-from typing import Any
 
-from amct_onnx.errors import AmctError, DataError
-from amct_onnx.passes.observation import Budget, Feed, Watch, exposing, show_batches
+from amct_onnx.errors import AmctError, ConfigError, DataError
+from amct_onnx.passes.observation import Budget, Feed, Watch, error_last, exposing, show_batches
 from amct_onnx.passes.session import Session, open_session
-from amct_onnx.passes.weights import LightModel, StoredArray, loaded
+from amct_onnx.passes.weights import LightModel, loaded
 
 _log = logging.getLogger("amct_onnx")
 
 SHARD = 16
 """Batches that are observed together."""
+
+CARRIERS = 8
+"""Shards that carry the model at a time, to workers which do not find it."""
 
 _FILE = "calibration_model.pickle"
 
@@ -43,18 +47,29 @@ class _Task:
     """One shard, as it travels to a worker.
 
     key: of the model; a worker keeps the session of the last one.
-    path: where workers on this machine find the model, pickled.
-    model: the same, pickled, for a worker that does not.
-    watches: what to look at, by observers that have seen nothing.
+    path: where workers on this machine find the model, its weights in a file beside it, and the watches, whose
+        observers have seen nothing; all pickled.
+    model: the same with the weights in it, for a worker that does not find it there.
     first: number of the first batch.
+    attempt: how often it was sent before; for executors that do not compute the same twice.
     """
 
     key: str
     path: str
     model: bytes | None
-    watches: tuple[Watch, ...]
     first: int
     feeds: tuple[Feed, ...]
+    attempt: int = 0
+
+    @property
+    def batches(self) -> str:
+        """Its batches, for messages."""
+        return f"calibration batches {self.first} to {self.first + len(self.feeds) - 1}"
+
+    @property
+    def nbytes(self) -> int:
+        """The size of its feeds."""
+        return sum(array.nbytes for feed in self.feeds for array in feed.values())
 
 
 def observe_sharded(
@@ -70,85 +85,174 @@ def observe_sharded(
         model: what the batches run through.
         watches: their observers have seen nothing yet; they take in what those of the workers have seen.
         feeds: the batches.
-        budget: bounds the batches that are on their way.
+        budget: bounds the batches, and what was seen of batches, that are on their way.
         executor: anything with `submit`, also of other machines.
 
     Raises:
-        ModelError: the model cannot be run on a batch; names it.
+        ModelError: the model cannot be run on a batch; names the first such batch.
         DataError: a batch makes every process die that computes it; names it.
+        ConfigError: the executor is none of concurrent.futures.
     """
-    content = pickle.dumps(_in_memory(exposing(model, watches)), protocol=5)
+    unread: Exception | None = None
     with tempfile.TemporaryDirectory(prefix="amct_onnx-") as folder:
+        stored = exposing(model, watches).beside(Path(folder))
+        content = pickle.dumps((stored, tuple(watches)), protocol=5)
         path = Path(folder) / _FILE
         path.write_bytes(content)
-        empty = tuple(replace(watch, observer=deepcopy(watch.observer)) for watch in watches)
-        task = _Task(
-            key=sha256(content).hexdigest(), path=str(path), model=None, watches=empty, first=0, feeds=()
-        )
-        pending: deque[tuple[_Task, Future[bytes | None] | None]] = deque()
-        waiting = 0
-        for shard in _shards(task, feeds):
-            waiting += _byte_count(shard)
-            pending.append((shard, _submit(executor, shard)))
-            while waiting > budget.memory and len(pending) > 1:
-                waiting -= _byte_count(pending[0][0])
-                _merge(watches, _result(executor, content, *pending.popleft()))
-        while pending:
-            _merge(watches, _result(executor, content, *pending.popleft()))
+        task = _Task(key=sha256(content).hexdigest(), path=str(path), model=None, first=0, feeds=())
+        line = _Line(executor, stored, watches, budget)
+        try:
+            with closing(_shards(task, feeds)) as shards:
+                for shard in shards:
+                    if isinstance(shard, Exception):
+                        unread = shard
+                        break
+                    line.add(shard)
+                line.finish()
+        finally:
+            line.cancel()
+            _opened.pop(task.key, None)  # where the workers are threads of this process
+    if unread is not None:
+        raise unread
 
 
-def _in_memory(model: LightModel) -> LightModel:
-    """The model with no weight in a file, which other machines could not read."""
-    weights = {n: loaded(w) if isinstance(w, StoredArray) else w for n, w in model.weights.items()}
-    return replace(model, weights=weights)
+def _shards(task: _Task, feeds: Iterable[Feed]) -> Generator[_Task | Exception, None, None]:
+    """The task with batches, time and again; at last, where a batch cannot be read, the error."""
+    taken: list[Feed] = []
+    with closing(error_last(feeds)) as batches:
+        for feed in chain(batches, [None]):
+            if isinstance(feed, Mapping):
+                taken.append({name: array.copy() for name, array in feed.items()})  # a source may reuse its arrays
+            if taken and (len(taken) == SHARD or not isinstance(feed, Mapping)):
+                yield replace(task, feeds=tuple(taken))
+                task = replace(task, first=task.first + len(taken))
+                taken = []
+            if isinstance(feed, Exception):
+                yield feed
 
 
-def _shards(task: _Task, feeds: Iterable[Feed]) -> Iterator[_Task]:
-    batches = iter(feeds)
-    first = 0
-    while taken := tuple({name: array.copy() for name, array in feed.items()} for feed in islice(batches, SHARD)):
-        yield replace(task, first=first, feeds=taken)
-        first += len(taken)
+@dataclass(slots=True, kw_only=True)
+class _Pending:
+    """A shard that is on its way; `future` is None where the executor did not take it."""
+
+    task: _Task
+    future: Future[bytes | None] | None
+
+    @property
+    def is_running(self) -> bool:
+        """Whether there is no answer yet."""
+        return self.future is not None and not self.future.done()
+
+    @property
+    def is_lacking(self) -> bool:
+        """Whether the worker did not find the model."""
+        return self.task.model is None and self.future is not None and not self.is_running and self.answer() is None
+
+    def answer(self) -> bytes | BaseException | None:
+        """What was seen; what befell the worker; None where it did not get at the shard."""
+        if self.future is None:
+            return None
+        try:
+            error = self.future.exception()
+            return self.future.result() if error is None else error
+        except CancelledError as error:
+            return error
 
 
-def _byte_count(task: _Task) -> int:
-    return sum(array.nbytes for feed in task.feeds for array in feed.values())
+class _Line:
+    """The shards that are on their way, in their order; what was seen of the first is merged once it is there."""
+
+    def __init__(self, executor: Executor, model: LightModel, watches: Sequence[Watch], budget: Budget) -> None:
+        self._executor, self._model, self._watches, self._budget = executor, model, watches, budget
+        self._pending: deque[_Pending] = deque()
+        self._carriers: list[_Pending] = []
+        self._empty = pickle.dumps(tuple(watches), protocol=5)
+        self._held = 0
+        self._warned = False
+
+    def add(self, task: _Task) -> None:
+        """Send a shard out, and merge what has come back; wait for it where memory is short."""
+        self._pending.append(_Pending(task=task, future=self._submit(task)))
+        self._held += task.nbytes + len(self._empty)
+        self._send_model()
+        while self._pending and (self._is_settled() or (self._held > self._budget.memory and len(self._pending) > 1)):
+            self._merge_first()
+
+    def finish(self) -> None:
+        """Wait for all that is on its way."""
+        while self._pending:
+            self._merge_first()
+
+    def cancel(self) -> None:
+        """Ask the executor to forget what it has not begun."""
+        for pending in self._pending:
+            if pending.future is not None:
+                pending.future.cancel()
+
+    def _submit(self, task: _Task) -> Future[bytes | None] | None:
+        """None where the executor takes no more work, as after one of its processes died."""
+        try:
+            future = self._executor.submit(observe_shard, task)
+        except Exception as error:
+            if not self._warned:
+                _log.warning("the executor takes no more work (%s); the rest is computed here", error)
+            self._warned = True
+            return None
+        if not isinstance(future, Future):
+            raise ConfigError(
+                f"executor: its submit() returns a {type(future).__module__}.{type(future).__name__}, no "
+                "concurrent.futures.Future; of a Dask client give client.get_executor()"
+            )
+        return future
+
+    @cached_property
+    def _content(self) -> bytes:
+        """The model for workers elsewhere, made when the first of them lacks it."""
+        weights = {name: loaded(weight) for name, weight in self._model.weights.items()}
+        return pickle.dumps((replace(self._model, weights=weights), pickle.loads(self._empty)), protocol=5)
+
+    def _is_settled(self) -> bool:
+        return not self._pending[0].is_running and not self._pending[0].is_lacking
+
+    def _send_model(self) -> None:
+        """Send shards again whose workers lack the model: a few with it, and when these are through, the others."""
+        lacking = [pending for pending in self._pending if pending.is_lacking]
+        if not lacking:
+            return
+        running = [pending for pending in self._carriers if pending.is_running]
+        if len(running) == len(self._carriers):
+            most = min(max(self._budget.memory // len(self._content), 1), CARRIERS)
+            lacking = lacking[: max(most - len(running), 0)]
+            model, running = self._content, running + lacking
+        else:
+            model = None
+        for pending in lacking:
+            pending.task = replace(pending.task, model=model, attempt=pending.task.attempt + 1)
+            pending.future = self._submit(pending.task)
+        self._carriers = running
+
+    def _merge_first(self) -> None:
+        while not self._is_settled():
+            wait([p.future for p in self._pending if p.future and p.is_running], return_when=FIRST_COMPLETED)
+            self._send_model()
+        first = self._pending.popleft()
+        self._held -= first.task.nbytes + len(self._empty)
+        packed = _seen(first)
+        for watch, seen in zip(self._watches, pickle.loads(zlib.decompress(packed)), strict=True):
+            watch.observer.merge(seen)
 
 
-def _merge(watches: Sequence[Watch], packed: bytes) -> None:
-    for watch, seen in zip(watches, pickle.loads(zlib.decompress(packed)), strict=True):
-        watch.observer.merge(seen)
-
-
-def _submit(executor: Executor, task: _Task) -> Future[bytes | None] | None:
-    """None where the executor takes no more work, as after one of its processes died."""
-    try:
-        return executor.submit(observe_shard, task)
-    except RuntimeError as error:
-        _log.warning("the executor takes no more work (%s); shard %d is computed here", error, task.first // SHARD)
-        return None
-
-
-def _result(executor: Executor, content: bytes, task: _Task, future: Future[bytes | None] | None) -> bytes:
+def _seen(pending: _Pending) -> bytes:
     """What a worker has seen of a shard; computed again, in a process of our own, where the worker died."""
-    try:
-        found = None if future is None else future.result()
-        if found is None and future is not None:
-            again = _submit(executor, replace(task, model=content))
-            found = None if again is None else again.result()
-        if found is not None:
-            return found
-    except AmctError:
-        raise
-    except Exception as error:  # whatever an executor says when its worker dies
-        _log.warning(
-            "batches %d to %d are computed again: their worker failed (%s: %s)",
-            task.first,
-            task.first + len(task.feeds) - 1,
-            type(error).__name__,
-            error,
-        )
-    return _observe_apart(task)
+    answer = pending.answer()
+    if isinstance(answer, bytes):
+        return answer
+    if isinstance(answer, AmctError):
+        raise answer
+    if answer is not None:
+        name = type(answer).__name__
+        _log.warning("%s are computed again: their worker failed (%s: %s)", pending.task.batches, name, answer)
+    return _observe_apart(replace(pending.task, model=None))
 
 
 def _observe_apart(task: _Task) -> bytes:
@@ -156,25 +260,23 @@ def _observe_apart(task: _Task) -> bytes:
     found = _in_own_process(task)
     if isinstance(found, bytes):
         return found
-    for number, feed in enumerate(task.feeds):
-        alone = _in_own_process(replace(task, first=task.first + number, feeds=(feed,)))
+    for number, feed in enumerate(task.feeds, task.first):
+        alone = _in_own_process(replace(task, first=number, feeds=(feed,)))
         if not isinstance(alone, bytes):
-            raise DataError(f"calibration batch {task.first + number}: the process that computes it dies: {alone}")
-    raise DataError(
-        f"calibration batches {task.first} to {task.first + len(task.feeds) - 1}: the process that computes them dies, "
-        f"though each of them passes alone: {found}"
-    )
+            raise DataError(f"calibration batch {number}: the process that computes it dies: {alone}")
+    raise DataError(f"{task.batches}: the process that computes them dies, though each of them passes alone: {found}")
 
 
 def _in_own_process(task: _Task) -> bytes | str:
     """What was seen, or how the process ended."""
+    answer = Path(task.path).with_name("answer")  # no pipe: whatever is imported may print
     paths = os.pathsep.join(path for path in sys.path if path)
-    command = [sys.executable, "-c", "from amct_onnx.passes.shards import serve_one; serve_one()"]
+    command = [sys.executable, "-c", "from amct_onnx.passes.shards import serve_one; serve_one()", str(answer)]
     run = subprocess.run(
         command, input=pickle.dumps(task), capture_output=True, check=False, env={**os.environ, "PYTHONPATH": paths}
     )
     if run.returncode == 0:
-        found = pickle.loads(run.stdout)
+        found = pickle.loads(answer.read_bytes())
         if isinstance(found, AmctError):
             raise found
         if isinstance(found, bytes):
@@ -184,41 +286,49 @@ def _in_own_process(task: _Task) -> bytes | str:
 
 
 def serve_one() -> None:
-    """Read a task from standard input, and write to standard output what was seen, or the error of ours."""
+    """Read a task from standard input, and write what was seen, or the error of ours, to the file of the argument."""
     task = pickle.load(sys.stdin.buffer)
     answer: object
     try:
         answer = observe_shard(task)
     except AmctError as error:
         answer = error
-    sys.stdout.buffer.write(pickle.dumps(answer))
+    Path(sys.argv[1]).write_bytes(pickle.dumps(answer))
 
 
-_opened: dict[str, Session] = {}
-"""In a worker: the session of the last model, which the next shard most likely runs through too."""
+_opened: dict[str, tuple[Session, tuple[Watch, ...]]] = {}
+"""In a worker: the last model and what to look at, which the next shard most likely needs too."""
 
 _opening = Lock()
 
 
 def observe_shard(task: _Task) -> bytes | None:
     """In a worker: what the observers have seen of a shard; None where the worker cannot find the model."""
-    session = _session_of(task)
-    if session is None:
+    opened = _open(task)
+    if opened is None:
         return None
-    watches = deepcopy(task.watches)  # where the worker is a thread, other shards begin with the same ones
+    session, empty = opened
+    watches = deepcopy(empty)
     show_batches(session, watches, task.feeds, lanes=1, first=task.first)
     return zlib.compress(pickle.dumps([watch.observer for watch in watches], protocol=5), level=1)
 
 
-def _session_of(task: _Task) -> Session | None:
+def _open(task: _Task) -> tuple[Session, tuple[Watch, ...]] | None:
     with _opening:
         if task.key not in _opened:
             content = task.model
-            if content is None and os.path.exists(task.path):
-                content = Path(task.path).read_bytes()
-            if content is None or sha256(content).hexdigest() != task.key:
-                return None
-            model: Any = pickle.loads(content)
+            if content is None:
+                content = _content_of(Path(task.path))
+                if content is None or sha256(content).hexdigest() != task.key:
+                    return None
+            model, watches = pickle.loads(content)
             _opened.clear()
-            _opened[task.key] = open_session(model, "the calibration model", threads=1)
+            _opened[task.key] = open_session(model, "the calibration model", threads=1), watches
         return _opened[task.key]
+
+
+def _content_of(path: Path) -> bytes | None:
+    try:
+        return path.read_bytes()
+    except OSError:  # on another machine, or of another user
+        return None

@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Union
+from typing import Any, BinaryIO
 
 import numpy as np
 import onnx
@@ -80,7 +80,7 @@ class ComputedArray:
         return np.ascontiguousarray(self.compute())
 
 
-Weight = Union[Array, StoredArray, ComputedArray]
+Weight = Array | StoredArray | ComputedArray
 
 
 def loaded(weight: Weight) -> Array:
