@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from amct_onnx.kernels.compiled import compiled
+
 FLT_EPS = float(np.finfo(np.float32).eps)
 
 _FP16_MAX = 65504.0
@@ -88,17 +90,47 @@ def scale_of_span(low: ArrayLike, high: ArrayLike, levels: ArrayLike) -> NDArray
 def quantize(array: ArrayLike, params: QuantParams) -> NDArray[np.signedinteger[Any]]:
     """clip(round_half_even(array / scale + offset)) as int8, or int16 for more than 8 bits; same shape as `array`."""
     values = np.asarray(array, np.float32)
+    if params.axis is None and values.flags.f_contiguous:
+        values = values.T  # one scale for all: what matters is the order in memory
+        return _quantized(values.reshape(1, -1), params).reshape(values.shape).T
+    if params.axis is None:
+        return _quantized(values.reshape(1, -1), params).reshape(values.shape)
+    channels = np.moveaxis(values, params.axis, 0)
+    levels = _quantized(channels.reshape(channels.shape[0], -1), params)
+    return np.moveaxis(levels.reshape(channels.shape), 0, params.axis)
+
+
+def _quantized(channels: NDArray[np.float32], params: QuantParams) -> NDArray[np.signedinteger[Any]]:
+    """Each row of `channels` [C, n] on its own scale."""
+    levels = np.empty(channels.shape, np.int8 if params.num_bits <= 8 else np.int16)
+    rows = len(channels)
+    scale, offset = (np.ascontiguousarray(np.broadcast_to(p, rows), np.float32) for p in (params.scale, params.offset))
+    limits = np.float32(params.q_min), np.float32(params.q_max)
     with np.errstate(over="ignore"):  # infinity is clipped like any other value
-        levels = values / _broadcast(params.scale, params, values.ndim)
-    levels = np.rint(levels + _broadcast(params.offset.astype(np.float32), params, values.ndim))
-    limited: NDArray[np.float32] = np.clip(levels, params.q_min, params.q_max)
-    return limited.astype(np.int8) if params.num_bits <= 8 else limited.astype(np.int16)
+        _round_to_levels(np.ascontiguousarray(channels), scale, offset, *limits, levels)
+    return levels
+
+
+@compiled
+def _round_to_levels(
+    values: NDArray[np.float32],
+    scale: NDArray[np.float32],
+    offset: NDArray[np.float32],
+    low: np.float32,
+    high: np.float32,
+    levels: NDArray[np.signedinteger[Any]],
+) -> None:
+    for channel in range(values.shape[0]):
+        for i in range(values.shape[1]):
+            level = np.rint(values[channel, i] / scale[channel] + offset[channel])
+            levels[channel, i] = min(max(level, low), high)
 
 
 def dequantize(q: NDArray[np.signedinteger[Any]], params: QuantParams) -> NDArray[np.float32]:
     """(q - offset) * scale as float32, same shape as `q`."""
-    offset = _broadcast(params.offset, params, q.ndim)
-    return np.asarray((q.astype(np.int32) - offset).astype(np.float32) * _broadcast(params.scale, params, q.ndim))
+    if params.offset.any():
+        q = q.astype(np.int32) - _broadcast(params.offset, params, q.ndim)
+    return np.asarray(q.astype(np.float32) * _broadcast(params.scale, params, q.ndim))
 
 
 def _broadcast(values: NDArray[Any], params: QuantParams, ndim: int) -> NDArray[Any]:
