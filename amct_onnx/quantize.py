@@ -13,10 +13,11 @@ import onnx
 
 from amct_onnx.config import QuantConfig, with_options
 from amct_onnx.data import CalibrationSource, Feed, Feeds, input_specs
-from amct_onnx.errors import ModelError
+from amct_onnx.errors import ConfigError, ModelError
 from amct_onnx.formats.amct_json import format_json
 from amct_onnx.formats.config_source import load_config
 from amct_onnx.formats.model_file import read_model
+from amct_onnx.kernels.checks import require_int
 from amct_onnx.passes.convert_opset import with_accepted_opset
 from amct_onnx.passes.graph import Array, Graph
 from amct_onnx.passes.manager import run_passes
@@ -71,6 +72,7 @@ def quantize_onnx(
         ConfigError, ModelError, DataError, OutputError, NotAvailableError: each names what was found, where, and what
             is allowed. No file is left behind.
     """
+    _check_run(memory_limit, executor)
     show = Progress(progress)
     source = read_model(model)
     config = with_options(load_config(cfg), options)
@@ -78,7 +80,8 @@ def quantize_onnx(
     with show.phase("prepare"):
         state, session = prepare(source)
         state = replace(state, plan=make_plan(state, config))
-        warm_up_beside(state.plan)
+        if executor is None:  # else its processes may be forked off while the thread holds locks
+            warm_up_beside(state.plan)
         format_json(config, json_layers(state.plan))  # a layer that cannot be written down is found out now
         run_passes(FUSE, state)
     feeds = Feeds(calibration, input_specs(source.proto), state.plan.batch_num)
@@ -92,6 +95,14 @@ def quantize_onnx(
     with show.phase("write and verify"):
         results = make_results(state, config, batch_num=shown.count)
         return finish(state, results, target, expected, feeds.first, measure_layers)
+
+
+def _check_run(memory_limit: object, executor: object) -> None:
+    if memory_limit is not None:
+        require_int("memory_limit", memory_limit, low=1)
+    if executor is not None and (isinstance(executor, type) or not callable(getattr(executor, "submit", None))):
+        found = f"the class {executor.__name__}" if isinstance(executor, type) else repr(executor)
+        raise ConfigError(f"executor must be an Executor of concurrent.futures, or alike; found {found}")
 
 
 def prepare(source: LightModel) -> tuple[QuantState, Session]:
