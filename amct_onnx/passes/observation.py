@@ -8,9 +8,9 @@ data are gone through several times, each time for a part of the tensors. The re
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from threading import Condition, Lock
 from typing import Any, Protocol
@@ -119,28 +119,24 @@ def show_batches(
     unread: Exception | None = None
     pool = ThreadPoolExecutor(lanes, thread_name_prefix="amct_onnx-lane")
     try:
-        with closing(error_last(feeds)) as batches:
-            for batch, feed in enumerate(batches, first):
-                if isinstance(feed, Exception):
-                    unread = feed
-                    break
-                if len(pending) > lanes:
-                    pending.popleft().result()
-                own = {name: array.copy() for name, array in feed.items()}  # a source may reuse its arrays
-                pending.append(pool.submit(_look, session, watches, locks, turns, batch, own))
-            while pending:
+        for batch, feed in enumerate(error_last(feeds), first):
+            if isinstance(feed, Exception):
+                unread = feed
+                break
+            if len(pending) > lanes:
                 pending.popleft().result()
+            own = {name: array.copy() for name, array in feed.items()}  # a source may reuse its arrays
+            pending.append(pool.submit(_look, session, watches, locks, turns, batch, own))
+        while pending:
+            pending.popleft().result()
     finally:
         pool.shutdown(cancel_futures=True)
     if unread is not None:
         raise unread
 
 
-def error_last(feeds: Iterable[Feed]) -> Generator[Feed | Exception, None, None]:
-    """The batches; where one cannot be read, the error comes in its place: batches before it may fail too, and first.
-
-    Closing this closes `feeds`, which may be drawing its progress in a thread of its own.
-    """
+def error_last(feeds: Iterable[Feed]) -> Iterator[Feed | Exception]:
+    """The batches; where one cannot be read, the error in its place, to be raised when those before it have passed."""
     try:
         yield from feeds
     except Exception as error:
@@ -187,9 +183,8 @@ def _needed(graph: onnx.GraphProto, outputs: Iterable[str]) -> list[onnx.NodePro
         if index not in kept:
             kept.add(index)
             waiting += [producers[name] for name in read[index] if name in producers]
-            waiting += [
-                reader for name in nodes[index].output if name not in exposed for reader in readers.get(name, ())
-            ]
+            hidden = [name for name in nodes[index].output if name not in exposed]
+            waiting += [reader for name in hidden for reader in readers.get(name, ())]
     return [nodes[index] for index in sorted(kept)]
 
 

@@ -15,9 +15,8 @@ import sys
 import tempfile
 import zlib
 from collections import deque
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, CancelledError, Executor, Future, wait
-from contextlib import closing
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -102,13 +101,12 @@ def observe_sharded(
         task = _Task(key=sha256(content).hexdigest(), path=str(path), model=None, first=0, feeds=())
         line = _Line(executor, stored, watches, budget)
         try:
-            with closing(_shards(task, feeds)) as shards:
-                for shard in shards:
-                    if isinstance(shard, Exception):
-                        unread = shard
-                        break
-                    line.add(shard)
-                line.finish()
+            for shard in _shards(task, feeds):
+                if isinstance(shard, Exception):
+                    unread = shard
+                    break
+                line.add(shard)
+            line.finish()
         finally:
             line.cancel()
             _opened.pop(task.key, None)  # where the workers are threads of this process
@@ -116,19 +114,18 @@ def observe_sharded(
         raise unread
 
 
-def _shards(task: _Task, feeds: Iterable[Feed]) -> Generator[_Task | Exception, None, None]:
+def _shards(task: _Task, feeds: Iterable[Feed]) -> Iterator[_Task | Exception]:
     """The task with batches, time and again; at last, where a batch cannot be read, the error."""
     taken: list[Feed] = []
-    with closing(error_last(feeds)) as batches:
-        for feed in chain(batches, [None]):
-            if isinstance(feed, Mapping):
-                taken.append({name: array.copy() for name, array in feed.items()})  # a source may reuse its arrays
-            if taken and (len(taken) == SHARD or not isinstance(feed, Mapping)):
-                yield replace(task, feeds=tuple(taken))
-                task = replace(task, first=task.first + len(taken))
-                taken = []
-            if isinstance(feed, Exception):
-                yield feed
+    for feed in chain(error_last(feeds), [None]):
+        if isinstance(feed, Mapping):
+            taken.append({name: array.copy() for name, array in feed.items()})  # a source may reuse its arrays
+        if taken and (len(taken) == SHARD or not isinstance(feed, Mapping)):
+            yield replace(task, feeds=tuple(taken))
+            task = replace(task, first=task.first + len(taken))
+            taken = []
+        if isinstance(feed, Exception):
+            yield feed
 
 
 @dataclass(slots=True, kw_only=True)
