@@ -28,19 +28,38 @@ def read_model(model: str | os.PathLike[str] | onnx.ModelProto) -> onnx.ModelPro
         raise ModelError(f"the model is a {type(model).__name__}; give the path of an .onnx file, or a ModelProto")
     else:
         name = str(model)
-        loaded = _load(Path(model))
+        loaded = _load(Path(model), load_external_data=True)
+    return _with_graph(loaded, name)
+
+
+def read_without_data(model: str | os.PathLike[str] | onnx.ModelProto) -> onnx.ModelProto:
+    """The model alone: nothing is read of files that it names.
+
+    Raises:
+        ModelError: there is no such file, or it is no ONNX model, or a truncated one.
+    """
+    if isinstance(model, onnx.ModelProto):
+        return _with_graph(model, "the model")
+    if not isinstance(model, (str, os.PathLike)):
+        raise ModelError(f"the model is a {type(model).__name__}; give the path of an .onnx file, or a ModelProto")
+    return _with_graph(_load(Path(model), load_external_data=False), str(model))
+
+
+def _with_graph(loaded: onnx.ModelProto, name: str) -> onnx.ModelProto:
     if not loaded.HasField("graph") or not loaded.graph.output:
         raise ModelError(f"{name}: not an ONNX model, or an empty one: it has no graph with outputs")
     return loaded
 
 
-def _load(path: Path) -> onnx.ModelProto:
-    if not path.exists():
+def _load(path: Path, *, load_external_data: bool) -> onnx.ModelProto:
+    if not os.path.exists(path):
         raise ModelError(f"{path}: no such file")
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise ModelError(f"{path}: not a file; give the path of an .onnx file")
     try:
-        return onnx.load(str(path), format="protobuf")  # whatever its name ends in
+        return onnx.load(
+            str(path), format="protobuf", load_external_data=load_external_data
+        )  # whatever its name ends in
     except Exception as error:
         what = "not an ONNX model, or a truncated one" if isinstance(error, DecodeError) else "cannot be read"
         raise ModelError(f"{path}: {what}: {error}") from error
