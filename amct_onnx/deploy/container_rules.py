@@ -10,7 +10,7 @@ from onnx import TensorProto
 
 from amct_onnx.deploy.flow import WINDOW_CACHE
 from amct_onnx.deploy.rule import Gap, Problem, Rule, Subject
-from amct_onnx.deploy.tensors import type_name
+from amct_onnx.deploy.tensors import IN_MEMORY, type_name
 from amct_onnx.deploy.view import Node, Value, View, shown
 
 LARGEST_FILE = 2**31 - 1
@@ -35,7 +35,7 @@ def _opsets(subject: Subject) -> Iterator[Problem]:
 
 
 def _names(subject: Subject) -> Iterator[Problem]:
-    counts = Counter(node.name for node in subject.view.nodes)
+    counts = Counter((node.body, node.name) for node in subject.view.nodes)
     for node in subject.view.nodes:
         if node.op not in _ASCEND:
             continue
@@ -43,8 +43,8 @@ def _names(subject: Subject) -> Iterator[Problem]:
             yield Problem(node.label, f"{node.op} of domain {shown(node.domain)!r}", "the default domain")
         if not node.name:
             yield Problem(node.label, f"{node.op} without a name", "a name")
-        elif counts[node.name] > 1:
-            yield Problem(node.label, f"{counts[node.name]} nodes of this name", "a name of its own")
+        elif (count := counts[node.body, node.name]) > 1:
+            yield Problem(node.label, f"{count} nodes of this name", "a name of its own")
 
 
 def _operators(subject: Subject) -> Iterator[Problem]:
@@ -86,7 +86,7 @@ def _external(subject: Subject) -> Iterator[Problem | Gap]:
         if fault := subject.data.external_fault(tensor):
             yield Problem(where, fault, "a file beside the model that holds the values")
         elif not subject.data.can_look():
-            yield Gap(where, subject.data.why_not(tensor))
+            yield Gap(where, IN_MEMORY)
 
 
 def _size(subject: Subject) -> Iterator[Problem]:
@@ -123,7 +123,7 @@ def _reaching_quants(view: View) -> set[int]:
 def _endings(subject: Subject) -> Iterator[Problem]:
     for node in subject.view.of_type("AscendQuant", "AscendDequant"):
         if node.op == "AscendQuant":
-            layers = [layer.node.name for layer in subject.flow.fed_by(node)]
+            layers = [layer.node.name for layer in subject.flow.fed_by(node) if layer.quants == (node,)]
         else:
             state = subject.flow.accumulated(node.input(0))
             layers = [] if state is None else [layer.node.name for layer in state.layers]

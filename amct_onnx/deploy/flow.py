@@ -83,7 +83,9 @@ class Layer:
             return None
         if op == "Conv":
             return dims[1] * self.group
-        return dims[0] if op == "ConvTranspose" else dims[-2]
+        if op == "ConvTranspose":
+            return dims[0]
+        return dims[1] if op == "Gemm" and self.node.integer("transB", 0) else dims[-2]
 
     @property
     def quants(self) -> tuple[Node, ...]:

@@ -14,6 +14,7 @@ from amct_onnx.deploy.tensors import dims_of, is_int4, type_name
 from amct_onnx.deploy.view import Node, Value, shown
 
 _RANKS = {"Conv": (3, 4, 5), "ConvTranspose": (3, 4, 5), "Gemm": (2,)}
+_TRANSPOSES = ("Identity", "Transpose")
 _FEW_CHANNELS = 16
 
 
@@ -22,34 +23,46 @@ def _layers(subject: Subject, *ops: str) -> Iterator[Layer]:
 
 
 def _weights(subject: Subject) -> Iterator[Problem]:
+    seen: dict[int, Layer] = {}
     for layer in subject.flow.layers:
-        node = layer.node
-        if node.op in POOLS or (node.op == "MatMul" and layer.weight is None):  # rule 25 speaks of the latter
+        node, weight = layer.node, layer.weight
+        if node.op in POOLS or (node.op == "MatMul" and weight is None):  # rule 25 speaks of the latter
             continue
-        if layer.weight is None or layer.weight.tensor is None:
+        if weight is None:
             yield Problem(node.label, "a weight that is no constant", "an INT8 initializer")
             continue
-        yield from _weight_form(layer, layer.weight)
+        if node.op in _RANKS and len(layer.weight_dims) not in _RANKS[node.op]:
+            allowed = " or ".join(map(str, _RANKS[node.op]))
+            yield Problem(node.label, f"weight of {len(layer.weight_dims)} axes", f"{allowed} axes")
+        if id(weight) not in seen:
+            yield from _integers(layer, weight)
+        seen.setdefault(id(weight), layer)
+    yield from _read_as_float(subject, seen)
     for node in subject.view.of_type(*WINDOW_CACHE):
         for value in (node.input(1), node.input(2)):
             if value is None or value.elem_type != TensorProto.INT8:
                 yield Problem(node.label, "a weight that is no INT8 constant", "INT8 initializers at inputs 1 and 2")
 
 
-def _weight_form(layer: Layer, weight: Value) -> Iterator[Problem]:
-    node, tensor = layer.node, weight.tensor
+def _integers(layer: Layer, weight: Value) -> Iterator[Problem]:
+    tensor = weight.tensor
     assert tensor is not None
     if tensor.data_type != TensorProto.INT8 and not is_int4(tensor):
-        yield Problem(node.label, f"weight of {type_name(tensor.data_type)}", "INT8")
+        yield Problem(layer.node.label, f"weight of {type_name(tensor.data_type)}", "INT8")
     elif len(tensor.int32_data) and not -128 <= min(tensor.int32_data) <= max(tensor.int32_data) <= 127:
-        yield Problem(node.label, "weights out of range", "integers in [-128, 127]")
-    if node.op in _RANKS and len(layer.weight_dims) not in _RANKS[node.op]:
-        allowed = " or ".join(map(str, _RANKS[node.op]))
-        yield Problem(node.label, f"weight of {len(layer.weight_dims)} axes", f"{allowed} axes")
-    others = [user for user, _ in weight.consumers if user is not node and user.op in ("Add", "Cast", "Mul", "Sub")]
-    if weight.is_output or others:
-        reader = f"read by {others[0].label!r} too" if others else "an output of the model too"
-        yield Problem(node.label, f"weight {shown(weight.name)!r} is {reader}", "a weight of the layer's own")
+        yield Problem(layer.node.label, "weights out of range", "integers in [-128, 127]")
+
+
+def _read_as_float(subject: Subject, weights: dict[int, Layer]) -> Iterator[Problem]:
+    """Weights that something else than quantized layers reads."""
+    own = {id(layer.node) for layer in subject.flow.layers}
+    for layer in weights.values():
+        weight = layer.weight
+        assert weight is not None
+        readers = [user.label for user, _ in weight.consumers if id(user) not in own and user.op not in _TRANSPOSES]
+        if readers or weight.is_output:
+            reader = f"read by {readers[0]!r}" if readers else "an output of the model"
+            yield Problem(layer.node.label, f"weight {shown(weight.name)!r} is {reader} too", "a weight of its own")
 
 
 def _biases(subject: Subject) -> Iterator[Problem]:
@@ -233,7 +246,7 @@ def _int4(subject: Subject) -> Iterator[Problem]:
         node = layer.node
         yield Problem(node.label, "4-bit integers", "8 bits: no release of ATC is known to read 4", "warning")
         if layer.group != 1:
-            yield Problem(node.label, f"4-bit integers in {layer.group} groups", "one group")
+            yield Problem(node.label, f"4-bit integers in {layer.group} groups", "one group", "error")
         channels = layer.input_channels
         source = layer.quants[0].input(0) if layer.quants else None
         shape = None if source is None else source.shape
@@ -242,7 +255,7 @@ def _int4(subject: Subject) -> Iterator[Problem]:
         given = shape[1] if node.op in ("Conv", "ConvTranspose") and len(shape) > 1 else shape[-1]
         if given is not None and given != 2 * channels:
             found = f"{channels} bytes for {given} input channels"
-            yield Problem(node.label, found, "an even number of channels, two in each byte along that axis")
+            yield Problem(node.label, found, "an even number of channels, two in each byte", "error")
 
 
 def _int16(subject: Subject) -> Iterator[Problem]:

@@ -146,7 +146,7 @@ def _is_balance(mul: Node, quant: Node) -> bool:
 def _duplicates(subject: Subject) -> Iterator[Problem]:
     seen: dict[tuple[object, ...], Node] = {}
     for node in subject.view.of_type("AscendQuant"):
-        key = (id(node.input(0)), node.real("scale"), node.real("offset"), width(node))
+        key = (node.body, id(node.input(0)), node.real("scale"), node.real("offset"), width(node))
         if node.input(0) is not None and key in seen:
             found = f"the same as {seen[key].label!r}"
             yield Problem(node.label, found, "one AscendQuant for all that read the tensor")
@@ -166,8 +166,9 @@ def _anti_quant(subject: Subject) -> Iterator[Problem]:
             continue
         if not np.isclose(scale * inverse, 1.0, rtol=1e-5):
             yield Problem(node.label, f"scale {scale:.9g}", f"{1 / inverse:.9g}, the inverse of {quant.label!r}")
-        if offset != quant.real("offset"):
-            yield Problem(node.label, f"offset {offset:g}", f"{quant.real('offset'):g}, which ATC subtracts")
+        wanted = quant.real("offset")
+        if wanted is not None and offset != wanted:
+            yield Problem(node.label, f"offset {offset:g}", f"{wanted:g}, which ATC subtracts")
 
 
 QUANT_RULES = (

@@ -21,7 +21,10 @@ Array = NDArray[Any]
 LARGEST_READ = 1 << 28
 """Bytes above which a tensor in a file of its own is not read: a sparse file may claim any size."""
 
-_IN_MEMORY = "the values are in files, and the model was given in memory"
+MOST_READ = 1 << 32
+"""Bytes that are read in all: many nodes may name the same large tensor."""
+
+IN_MEMORY = "its values are in a file, and the model was given in memory"
 _LARGEST_COUNT = 1 << 40
 _MOST_AXES = 32  # what the oldest numpy holds
 _BITS: dict[int, int] = {
@@ -98,6 +101,7 @@ class TensorData:
     def __init__(self, folder: Path | None, weights: Mapping[str, Array]) -> None:
         self._folder = folder
         self._weights = weights
+        self._left = MOST_READ
 
     def is_beside(self, tensor: TensorProto) -> bool:
         """Whether the values were given beside the model."""
@@ -123,14 +127,14 @@ class TensorData:
     def external_fault(self, tensor: TensorProto) -> str | None:
         """What is wrong with the file that external data lie in, as a phrase; of a model in memory, with its name."""
         place = self._place(tensor)
-        return place if isinstance(place, str) and place != _IN_MEMORY else None
+        return place if isinstance(place, str) and place != IN_MEMORY else None
 
     def can_look(self) -> bool:
         """Whether it is known where external files lie."""
         return self._folder is not None
 
     def read(self, tensor: TensorProto) -> Array | None:
-        """The values in their shape, or None where they cannot be had; `why_not` says why."""
+        """The values in their shape, or None where they cannot be had."""
         dtype, dims = _dtype(tensor), dims_of(tensor)
         count = element_count(dims)
         if dtype is None or count is None:
@@ -138,16 +142,11 @@ class TensorData:
         if self.is_beside(tensor):
             given = self._weights[text(tensor.name)]
             return given if given.dtype == dtype and given.shape == dims else None
-        if count == 0:
-            return np.empty(0, dtype)
+        if count == 0 or self._left < 0:
+            return np.empty(0, dtype) if count == 0 else None
         values = self._read_file(tensor, dtype) if self.is_external(tensor) else _read_stored(tensor, dtype)
+        self._left -= 0 if values is None else values.nbytes
         return None if values is None or values.size != count else values.reshape(dims)
-
-    def why_not(self, tensor: TensorProto) -> str:
-        """Why `read` gave nothing."""
-        if self.is_external(tensor) and not self.can_look():
-            return _IN_MEMORY
-        return "the values cannot be read"
 
     def _read_file(self, tensor: TensorProto, dtype: np.dtype[Any]) -> Array | None:
         place = self._place(tensor)
@@ -178,7 +177,7 @@ class TensorData:
         if length != wanted:
             return f"length {length} for {wanted} bytes of {type_name(tensor.data_type)} {_shape(dims_of(tensor))}"
         if self._folder is None:
-            return _IN_MEMORY
+            return IN_MEMORY
         return self._file(location, offset, length)
 
     def _file(self, location: str, offset: int, length: int) -> _Place | str:
@@ -261,7 +260,8 @@ def _stored_fault(tensor: TensorProto, count: int) -> str | None:
 
 
 def _dtype(tensor: TensorProto) -> np.dtype[Any] | None:
-    if tensor.data_type not in _BITS:
+    complex_types = (TensorProto.COMPLEX64, TensorProto.COMPLEX128)  # no rule needs one
+    if tensor.data_type not in _BITS or tensor.data_type in complex_types:
         return None
     return np.dtype(onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)).newbyteorder("<")
 
@@ -271,13 +271,12 @@ def _read_stored(tensor: TensorProto, dtype: np.dtype[Any]) -> Array | None:
     if tensor.HasField("raw_data") and not len(typed):
         raw = tensor.raw_data
         return np.frombuffer(raw, dtype) if len(raw) == _byte_count(tensor) else None
-    if tensor.data_type in (TensorProto.COMPLEX64, TensorProto.COMPLEX128):
-        return None  # no rule needs one
     if tensor.data_type == TensorProto.FLOAT16:
-        return np.asarray(typed, np.int64).astype(np.uint16).view(np.float16)
-    if tensor.data_type in (TensorProto.UINT64, TensorProto.UINT32):
-        return np.asarray(typed, np.uint64).astype(dtype)
-    return np.asarray(typed).astype(dtype)
+        return np.fromiter(typed, np.int64, len(typed)).astype(np.uint16).view(np.float16)
+    wide = np.dtype({"i": np.int64, "u": np.uint64, "b": np.int64}.get(dtype.kind, dtype))
+    if tensor.data_type in (TensorProto.UINT8, TensorProto.UINT16):
+        wide = np.dtype(np.int64)  # they lie in int32_data
+    return np.fromiter(typed, wide, len(typed)).astype(dtype)
 
 
 def _shape(dims: Sequence[int]) -> str:

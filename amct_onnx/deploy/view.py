@@ -52,12 +52,15 @@ class Value:
 class Node:
     """An operation; an omitted optional input or output is None.
 
+    body: number of the graph that holds it, 0 for the main one.
+    position: its number among all nodes.
     captures: outer values that its bodies read.
     """
 
     name: str
     op: str
     domain: str
+    body: int
     position: int
     attributes: dict[str, AttributeProto]
     inputs: list[Value | None] = field(default_factory=list)
@@ -177,7 +180,7 @@ def _scopes(graph: GraphProto, tensors: list[tuple[str, TensorProto]]) -> list[_
     """The main graph and every body, outer ones first; no recursion, since bodies may be nested at will."""
     scopes = [_Scope(graph, None, None)]
     position = 0
-    for scope in scopes:
+    for body, scope in enumerate(scopes):
         for proto in scope.graph.node:
             attributes: dict[str, AttributeProto] = {}
             for attribute in proto.attribute:
@@ -186,14 +189,15 @@ def _scopes(graph: GraphProto, tensors: list[tuple[str, TensorProto]]) -> list[_
                 name=text(proto.name),
                 op=text(proto.op_type),
                 domain=text(proto.domain),
+                body=body,
                 position=position,
                 attributes=attributes,
             )
             position += 1
             scope.nodes.append((node, proto))
             for attribute in attributes.values():
-                bodies = [attribute.g] if attribute.HasField("g") else []
-                scopes.extend(_Scope(body, scope, node) for body in (*bodies, *attribute.graphs))
+                graphs = [attribute.g] if attribute.HasField("g") else []
+                scopes.extend(_Scope(inner, scope, node) for inner in (*graphs, *attribute.graphs))
                 own = [attribute.t] if attribute.HasField("t") else []
                 tensors.extend((node.label, tensor) for tensor in (*own, *attribute.tensors))
     return scopes

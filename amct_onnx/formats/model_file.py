@@ -57,9 +57,8 @@ def _load(path: Path, *, load_external_data: bool) -> onnx.ModelProto:
     if not os.path.isfile(path):
         raise ModelError(f"{path}: not a file; give the path of an .onnx file")
     try:
-        return onnx.load(
-            str(path), format="protobuf", load_external_data=load_external_data
-        )  # whatever its name ends in
+        # protobuf whatever its name ends in
+        return onnx.load(str(path), format="protobuf", load_external_data=load_external_data)
     except Exception as error:
         what = "not an ONNX model, or a truncated one" if isinstance(error, DecodeError) else "cannot be read"
         raise ModelError(f"{path}: {what}: {error}") from error
