@@ -149,7 +149,7 @@ def _plan(options: argparse.Namespace) -> None:
     from amct_onnx.quantize import final_plan, prepare
     from amct_onnx.report.tables import plan_table
 
-    state = prepare(read_model(options.model))
+    state, _ = prepare(read_model(options.model))
     state = replace(state, plan=make_plan(state, load_config(options.config)))
     op_types = {node.name: node.op for node in state.graph.nodes}
     run_passes(FUSE, state)
@@ -165,7 +165,7 @@ def _compare(options: argparse.Namespace) -> None:
 
     model = read_model(options.model)
     source, batch_num = _data_source(options)
-    feeds = checked_feeds(source, input_specs(model), batch_num)
+    feeds = checked_feeds(source, input_specs(model.proto), batch_num)
     found = compare_models(model, read_model(options.quantized), feeds)
     _show(error_table(found.layers, "layers, worst first", worst_first=True))
     _show(error_table(found.outputs, "outputs"))

@@ -17,7 +17,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Protocol, Union, runtime_checkable
 
@@ -83,6 +83,45 @@ def input_specs(model: ModelProto) -> list[InputSpec]:
         dtype = np.dtype(helper.tensor_dtype_to_np_dtype(tensor.elem_type))
         specs.append(InputSpec(name=value.name, dtype=dtype, shape=dims if tensor.HasField("shape") else None))
     return specs
+
+
+class Feeds:
+    """The batches of a source, checked against the inputs of a model; each iteration reads the source anew.
+
+    Attributes:
+        first: the first batch, read when this is made.
+        total: number of batches, None where it is not known beforehand.
+    """
+
+    def __init__(self, source: CalibrationSource | None, specs: Sequence[InputSpec], batch_num: int | None) -> None:
+        """Read the first batch of `source`; `batch_num` batches are used, all for None.
+
+        Raises:
+            DataError: there is none, or it does not fit.
+        """
+        if source is None:
+            raise DataError("calibration data are needed: calibration=... takes arrays, feeds, a data reader or a path")
+        self._source, self._specs, self._batch_num = source, specs, batch_num
+        self._once = isinstance(source, (Iterator, DataReader)) and not isinstance(source, type)
+        self._begun: Iterator[Feed] | None = checked_feeds(source, specs, batch_num)
+        self.first = {name: array.copy() for name, array in next(self._begun).items()}  # a source may reuse its arrays
+        self.total = len(source) if batch_num is None and isinstance(source, (list, tuple)) else batch_num
+
+    def __iter__(self) -> Iterator[Feed]:
+        """All batches.
+
+        Raises:
+            DataError: a batch does not fit, or the source can be read only once and was.
+        """
+        if self._begun is not None:
+            begun, self._begun = self._begun, None
+            return chain([self.first], begun)
+        if self._once:
+            raise DataError(
+                "the calibration data can be read only once, but the memory for observing all layers at a time is "
+                "short: give a list, a path, or a function that returns the batches, or raise memory_limit"
+            )
+        return checked_feeds(self._source, self._specs, self._batch_num)
 
 
 def checked_feeds(source: CalibrationSource, specs: Sequence[InputSpec], batch_num: int | None) -> Iterator[Feed]:

@@ -2,27 +2,29 @@
 
 from __future__ import annotations
 
-import itertools
 import logging
 import os
 from collections.abc import Iterator, Mapping
+from concurrent.futures import Executor
 from dataclasses import replace
 from typing import Any
 
 import onnx
 
 from amct_onnx.config import QuantConfig, with_options
-from amct_onnx.data import CalibrationSource, Feed, checked_feeds, input_specs
-from amct_onnx.errors import DataError, ModelError
+from amct_onnx.data import CalibrationSource, Feed, Feeds, input_specs
+from amct_onnx.errors import ModelError
 from amct_onnx.formats.amct_json import format_json
 from amct_onnx.formats.config_source import load_config
 from amct_onnx.formats.model_file import read_model
 from amct_onnx.passes.convert_opset import with_accepted_opset
 from amct_onnx.passes.graph import Array, Graph
 from amct_onnx.passes.manager import run_passes
+from amct_onnx.passes.observe import CalibrationRun, warm_up_beside
 from amct_onnx.passes.pipelines import FUSE, PREPARE, calibrate
-from amct_onnx.passes.session import open_session, run_session
+from amct_onnx.passes.session import Session, open_session
 from amct_onnx.passes.state import QuantPlan, QuantState
+from amct_onnx.passes.weights import LightModel
 from amct_onnx.planning import make_plan
 from amct_onnx.progress import Progress
 from amct_onnx.report.compare import compare_outputs
@@ -43,6 +45,8 @@ def quantize_onnx(
     calibration: CalibrationSource | None = None,
     save_path: str | os.PathLike[str] | None = None,
     measure_layers: bool = False,
+    memory_limit: int | None = None,
+    executor: Executor | None = None,
     progress: bool | None = None,
     **options: Any,
 ) -> QuantizeResult:
@@ -56,6 +60,10 @@ def quantize_onnx(
         save_path: directory and prefix of the files to write (`out/net` gives out/net_deploy_model.onnx, ...); None
             keeps the results in memory.
         measure_layers: also compare every layer of the fake-quant model with the float one.
+        memory_limit: bytes that the observed tensors may take at a time; where all of them take more, the data are gone
+            through several times, with the same result. None for half of the memory that is free.
+        executor: computes shards of the calibration data in its workers, one thread each: any of concurrent.futures, or
+            Dask's `Client(...).get_executor()`. The result is the same for any number of workers.
         progress: draw a progress bar; None does so on a terminal.
         options: fields of QuantConfig that replace what `cfg` says.
 
@@ -68,58 +76,56 @@ def quantize_onnx(
     config = with_options(load_config(cfg), options)
     target = None if save_path is None else Target.of(save_path, model)
     with show.phase("prepare"):
-        state = prepare(source)
+        state, session = prepare(source)
         state = replace(state, plan=make_plan(state, config))
+        warm_up_beside(state.plan)
         format_json(config, json_layers(state.plan))  # a layer that cannot be written down is found out now
         run_passes(FUSE, state)
-    first, feeds = _first_and_all(calibration, source, state.plan.batch_num)
-    expected = _outputs(source, first)
-    _require_same(state, expected, first)
-    counted = _Counted(show.track(feeds, "calibrate", _batch_count(calibration, state.plan.batch_num)))
-    run_passes(calibrate(counted), state)
+    feeds = Feeds(calibration, input_specs(source.proto), state.plan.batch_num)
+    expected = session.run(feeds.first, "calibration batch 0")
+    del session
+    _require_same(state, expected, feeds.first)
+    shown = _Shown(feeds, show)
+    run = CalibrationRun(feeds=shown, first=feeds.first, memory_limit=memory_limit, executor=executor)
+    run_passes(calibrate(run), state)
     state = replace(state, plan=final_plan(state))
     with show.phase("write and verify"):
-        results = make_results(state, config, batch_num=counted.count)
-        return finish(state, results, target, expected, first, measure_layers)
+        results = make_results(state, config, batch_num=shown.count)
+        return finish(state, results, target, expected, feeds.first, measure_layers)
 
 
-def prepare(source: onnx.ModelProto) -> QuantState:
-    """The model as a graph in the engine's normal form, computing the same.
+def prepare(source: LightModel) -> tuple[QuantState, Session]:
+    """The model as a graph in the engine's normal form, computing the same; and ready to run as it is.
 
     Raises:
         ModelError: onnxruntime does not accept the model, it is quantized already, or its opset cannot be converted.
     """
-    for node in source.graph.node:
+    nodes = source.proto.graph.node
+    for node in nodes:
         is_ours = node.op_type == "Round" and node.name.endswith(".quant.fakequant.round")
         if (node.op_type in _ASCEND and node.domain in ("", "ai.onnx")) or is_ours:
             raise ModelError(f"the model is quantized already: node {node.name!r} ({node.op_type})")
-    input_specs(source)
+    input_specs(source.proto)
     state = QuantState(graph=Graph.of_model(with_accepted_opset(source)))
-    open_session(_runnable(source), "the model", optimize=False)
+    session = open_session(_runnable(source), "the model")
     kept = state.graph.node_names()
-    for node in source.graph.node:
+    for node in nodes:
         if node.name and node.name not in kept:
             state.gone[node.name] = f"{node.op_type} was written out in operators that ATC reads"
     run_passes(PREPARE, state)
-    return state
+    return state, session
 
 
-def _runnable(source: onnx.ModelProto) -> onnx.ModelProto:
+def _runnable(source: LightModel) -> LightModel:
     """The model itself, or one without node names where two are the same, which onnxruntime does not accept."""
-    names = [node.name for node in source.graph.node if node.name]
+    names = [node.name for node in source.proto.graph.node if node.name]
     if len(names) == len(set(names)):
         return source
     copy = onnx.ModelProto()
-    copy.CopyFrom(source)
+    copy.CopyFrom(source.proto)
     for node in copy.graph.node:
         node.name = ""
-    return copy
-
-
-def _outputs(source: onnx.ModelProto, feed: Feed) -> dict[str, Array]:
-    session = open_session(_runnable(source), "the model")
-    values = run_session(session, feed, "calibration batch 0")
-    return dict(zip([output.name for output in session.get_outputs()], values, strict=True))
+    return replace(source, proto=copy)
 
 
 def final_plan(state: QuantState) -> QuantPlan:
@@ -145,41 +151,28 @@ def final_plan(state: QuantState) -> QuantPlan:
     return replace(plan, layers=layers, skipped=skipped, notes=notes)
 
 
-class _Counted:
-    """Hands batches on and counts them."""
+class _Shown:
+    """The batches, with progress drawn for each time that they are gone through.
 
-    def __init__(self, feeds: Iterator[Feed]) -> None:
-        self._feeds = feeds
+    Attributes:
+        count: how many there are, once they were gone through.
+    """
+
+    def __init__(self, feeds: Feeds, show: Progress) -> None:
+        self._feeds, self._show = feeds, show
         self.count = 0
 
     def __iter__(self) -> Iterator[Feed]:
-        for feed in self._feeds:
+        self.count = 0
+        for feed in self._show.track(self._feeds, "calibrate", self._feeds.total):
             self.count += 1
             yield feed
 
 
-def _first_and_all(
-    calibration: CalibrationSource | None, source: onnx.ModelProto, batch_num: int | None
-) -> tuple[Feed, Iterator[Feed]]:
-    if calibration is None:
-        raise DataError("calibration data are needed: calibration=... takes arrays, feeds, a data reader or a path")
-    feeds = checked_feeds(calibration, input_specs(source), batch_num)
-    first = next(feeds)
-    kept = {name: array.copy() for name, array in first.items()}  # a source may reuse its arrays
-    return kept, itertools.chain([first], feeds)
-
-
-def _batch_count(calibration: CalibrationSource | None, batch_num: int | None) -> int | None:
-    """Number of batches, as far as it can be known beforehand."""
-    if batch_num is not None:
-        return batch_num
-    return len(calibration) if isinstance(calibration, (list, tuple)) else None
-
-
 def _require_same(state: QuantState, expected: Mapping[str, Array], feed: Feed) -> None:
     """The rewritten float graph must still compute what the model does."""
-    model = state.graph.to_model()
-    is_half = any(tensor.data_type == onnx.TensorProto.FLOAT16 for tensor in model.graph.initializer)
+    model = state.graph.to_light()
+    is_half = any(tensor.data_type == onnx.TensorProto.FLOAT16 for tensor in model.proto.graph.initializer)
     for name, error in compare_outputs(expected, model, feed, "the prepared model").items():
         if expected[name].dtype.kind != "f":
             continue  # an index may flip where two values are all but equal

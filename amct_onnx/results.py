@@ -23,6 +23,7 @@ from amct_onnx.passes.layers import has_weight
 from amct_onnx.passes.manager import run_passes
 from amct_onnx.passes.pipelines import DEPLOY, FAKE_QUANT
 from amct_onnx.passes.state import LayerPlan, Pass, QuantPlan, QuantState
+from amct_onnx.passes.weights import LightModel
 from amct_onnx.report.compare import Comparison, TensorError, compare_models, compare_outputs
 
 _log = logging.getLogger("amct_onnx")
@@ -102,8 +103,8 @@ class Target:
 class Results:
     """Everything that is written, in memory."""
 
-    deploy: onnx.ModelProto
-    fake_quant: onnx.ModelProto
+    deploy: LightModel
+    fake_quant: LightModel
     record: str
     config: str
 
@@ -121,10 +122,10 @@ def make_results(state: QuantState, config: QuantConfig, *, batch_num: int) -> R
     )
 
 
-def _rewritten(state: QuantState, passes: tuple[Pass, ...]) -> onnx.ModelProto:
+def _rewritten(state: QuantState, passes: tuple[Pass, ...]) -> LightModel:
     copy = replace(state, graph=state.graph.copy())
     run_passes(passes, copy)
-    return copy.graph.to_model()
+    return copy.graph.to_light()
 
 
 def _records(state: QuantState) -> dict[str, LayerRecord]:
@@ -167,12 +168,12 @@ def finish(
 ) -> QuantizeResult:
     """Write the files if asked to, load them again, run them, and only then put them into place."""
 
-    def verified(deploy: onnx.ModelProto, fake_quant: onnx.ModelProto) -> Comparison:
+    def verified(deploy: LightModel, fake_quant: LightModel) -> Comparison:
         return _verified(state, deploy, fake_quant, expected, feed, measure_layers)
 
     if target is None:
         found = verified(results.deploy, results.fake_quant)
-        return _result(state, found, results.deploy, results.fake_quant, results.record, results.config)
+        return _result(state, found, results.deploy.whole(), results.fake_quant.whole(), results.record, results.config)
     names = target.names()
     with staged(target.directory, names) as stage:
         paths = [stage / name for name in names]
@@ -187,8 +188,8 @@ def finish(
 
 def _verified(
     state: QuantState,
-    deploy: onnx.ModelProto,
-    fake_quant: onnx.ModelProto,
+    deploy: LightModel,
+    fake_quant: LightModel,
     expected: Mapping[str, Array],
     feed: Feed,
     measure_layers: bool,
@@ -198,11 +199,11 @@ def _verified(
     Raises:
         ModelError: the fake-quant model does not run, or the two models have different inputs or outputs.
     """
-    ends = [[value.name for value in (*m.graph.input, *m.graph.output)] for m in (deploy, fake_quant)]
+    ends = [[value.name for value in (*m.graph.input, *m.graph.output)] for m in (deploy.proto, fake_quant.proto)]
     if ends[0] != ends[1]:
         raise ModelError(f"the deploy model's inputs and outputs are {ends[0]}, the fake-quant model's {ends[1]}")
     outputs = compare_outputs(expected, fake_quant, feed, "the quantized model")
-    layers = compare_models(state.graph.to_model(), fake_quant, [feed]).layers if measure_layers else {}
+    layers = compare_models(state.graph.to_light(), fake_quant, [feed]).layers if measure_layers else {}
     return Comparison(outputs=outputs, layers=layers)
 
 

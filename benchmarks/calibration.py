@@ -118,10 +118,10 @@ def _measure(contender: str, model: Path, data: Path, batch: int) -> dict[str, f
         wall, cpu = time.perf_counter(), time.process_time()
         call()
         wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
-    return {"wall": wall, "cpu": cpu, "peak MB": _peak()}
+    return {"wall": wall, "cpu": cpu, "peak MB": peak()}
 
 
-def _peak() -> float:
+def peak() -> float:
     """Largest resident memory in MB. Linux's own count: getrusage's starts from that of the parent process."""
     status = Path("/proc/self/status")
     if status.exists():

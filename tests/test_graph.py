@@ -639,7 +639,7 @@ def test_a_part_that_depends_on_constants_is_cut_out():
     text = "g (float[2] x) => (float[2] y) { a = Neg(w) b = Abs(a) c = Add(b, v) y = Add(x, c) }"
     graph = Graph.of_model(model(text, {"w": np.array([1, -2], np.float32), "v": np.float32(1)}))
     part = graph.nodes[:3]
-    cut = graph.cut_out(part, [part[1].outputs[0], part[2].outputs[0]])
+    cut = graph.cut_out(part, [part[1].outputs[0], part[2].outputs[0]]).whole()
     assert nodes_as_text(cut) == ["[] a = Neg(float[2])", "[] b = Abs(a)", "[] c = Add(b, float[])"]
     np.testing.assert_equal(run(cut, {}), {"b": np.array([1, 2], np.float32), "c": np.array([2, 3], np.float32)})
     assert len(graph.nodes) == 4
@@ -652,7 +652,7 @@ def test_a_part_is_legal_also_where_its_nodes_are_documented_or_hold_empty_lists
     source.graph.node[0].doc_string = "of the node"
     source.graph.node[0].attribute.append(AttributeProto(name="axes", type=AttributeProto.INTS))
     graph = Graph.of_model(source)
-    cut = graph.cut_out(graph.nodes[:1], [graph.nodes[0].outputs[0]])
+    cut = graph.cut_out(graph.nodes[:1], [graph.nodes[0].outputs[0]]).whole()
     assert cut.graph.node[0] == source.graph.node[0]
     np.testing.assert_equal(run(cut, {}), {"a": np.ones(3, np.float32)})
 

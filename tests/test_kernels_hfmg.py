@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -85,6 +86,50 @@ def test_search_agrees_with_the_plain_twin(counts: np.ndarray, high: float, bits
 def test_search_on_steps_finer_than_the_bins() -> None:
     counts = np.array([1, 0, 3, 50, 70, 90, 65, 30, 4, 0, 1])
     assert hfmg.search(counts, -1, 1, num_bits=8) == pytest.approx(naive.hfmg_range(counts.tolist(), -1, 1, num_bits=8))
+
+
+SHAPES = {
+    "flat": np.ones(1024),
+    "bell": np.exp(-(np.linspace(-3, 3, 1024) ** 2)),
+    "one side": np.exp(-np.linspace(0, 20, 1024)),
+    "spike": np.where(np.arange(1024) == 300, 1.0, 1e-6),
+    "comb": np.arange(1024) % 37 == 0,
+}
+
+
+@pytest.mark.skipif(not JIT, reason="all windows of 1024 bins")
+@pytest.mark.parametrize("bits", [4, 8, 16])
+@pytest.mark.parametrize("size", [200, 60_000, 1e11])
+@pytest.mark.parametrize("shape", list(SHAPES))
+def test_search_passes_over_no_window_that_is_better(shape: str, size: float, bits: int) -> None:
+    shares = SHAPES[shape] / SHAPES[shape].sum()
+    counts = np.random.default_rng(0).poisson(size * shares).astype(np.float64)
+    windows = np.zeros((1024, 2), np.int64)
+    windows = windows[: hfmg._shrink(counts, max(1, math.ceil(counts.sum() / 100000)), 256, windows)]
+    losses = np.zeros(len(windows))
+    hfmg._losses(counts, windows, 1 << bits, np.zeros(1025), losses)
+    left, right = windows[np.argmin(losses)]
+    assert hfmg.search(counts, 0.0, 1024.0, num_bits=bits) == (left, right + 1)
+
+
+@pytest.mark.parametrize("size", [1, 511, 512, 513, 1100])
+@pytest.mark.parametrize("low", [-3.0, 0.5])
+def test_counts_of_any_size(size: int, low: float) -> None:
+    values = np.linspace(low, 2.5, size, dtype=np.float32)
+    counts = hfmg.bin_counts(values, low, 2.5, 100)
+    assert counts.tolist() == naive.hfmg_count(values, low, 2.5, 100)
+    assert counts.dtype == np.int64
+
+
+@EXAMPLES
+@given(values=arrays(np.float32, st.integers(1, 40), elements=st.floats(width=32)))
+def test_extent(values: np.ndarray) -> None:
+    low, high = hfmg.extent(values)
+    if np.isnan(values).any():
+        assert math.isnan(low) or math.isnan(high)
+    else:
+        assert (low, high) == (values.min(), values.max())
+    assert hfmg.extent(values[:0]) == (0, 0)
 
 
 @EXAMPLES

@@ -10,10 +10,10 @@ from amct_onnx.passes.layers import (
     bias_add,
     bias_input,
     channels_first,
-    channels_restored,
     group_of,
     has_weight,
     last_node,
+    layout_of,
     output_channels,
     spatial_axes,
     weight_of,
@@ -197,7 +197,7 @@ def test_the_parts_of_a_layer(call, shape, channels, group, axes):
     weight = weight_of(node)
     first = channels_first(node, weight)
     assert first.shape[0] == channels
-    np.testing.assert_array_equal(channels_restored(node, first), weight)
+    np.testing.assert_array_equal(layout_of(node).restored(first), weight)
 
 
 def test_the_channels_of_a_grouped_transposed_convolution_run_group_by_group():

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from amct_onnx.kernels.quant_params import quantize
-from amct_onnx.passes.layers import bias_input, channels_first, channels_restored, has_weight, weight_of
+from amct_onnx.passes.layers import bias_input, channels_first, has_weight, layout_of, weight_of
 from amct_onnx.passes.lower_ascend import LOWER_ASCEND
 from amct_onnx.passes.manager import run_passes
 from amct_onnx.passes.pipelines import DEPLOY
@@ -37,7 +37,7 @@ def naive(source, name, scale, offset, x):
     if has_weight(node):
         params = state.weights[name]
         factor = factor * params.scale
-        weight = channels_restored(node, quantize(channels_first(node, weight_of(node)), params))
+        weight = layout_of(node).restored(quantize(channels_first(node, weight_of(node)), params))
         weights["w"] = weight.astype(np.float64)
         if bias_input(state.graph, node) is not None:
             bias = initializers(source)["b"].astype(np.float32)

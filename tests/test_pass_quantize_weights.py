@@ -84,7 +84,7 @@ def test_fewer_bits_have_fewer_levels(bits):
     weight = normal(6, 4, 3, 3)
     config = QuantConfig(common_config=LayerConfig(weight=Arq(num_bits=bits)))
     state = layer("Conv(x, w)", {"w": weight}, config=config)
-    values = integers_of(state, state.graph.nodes[0])
+    values = integers_of(state, state.graph.nodes[0]).load()
     assert state.weights["layer"].num_bits == bits
     assert (values.min(), values.max()) >= (-(1 << (bits - 1)), 0)
     assert values.max() <= (1 << (bits - 1)) - 1
@@ -162,7 +162,7 @@ def test_layers_without_weights_get_a_small_scale(call, shape):
     )
     params = state.weights["layer"]
     assert (params.scale == 2.0**-10).all()
-    assert not integers_of(state, state.graph.nodes[0]).any()
+    assert not integers_of(state, state.graph.nodes[0]).load().any()
 
 
 def test_a_scale_of_one_that_the_weights_ask_for_stays():
@@ -207,6 +207,6 @@ def test_a_weight_that_two_layers_share_is_refused():
 def test_the_largest_weights_keep_their_sign_and_the_smallest_float_its_place():
     weight = np.array([3.4e38, -3.4e38, 1e-45, 0], np.float32).reshape(1, 4, 1, 1)
     state = layer("Conv(x, w)", {"w": weight})
-    values = integers_of(state, state.graph.nodes[0]).ravel()
+    values = integers_of(state, state.graph.nodes[0]).load().ravel()
     assert np.isfinite(state.weights["layer"].scale).all()
     np.testing.assert_array_equal(values, [127, -127, 0, 0])

@@ -13,11 +13,12 @@ from amct_onnx.errors import ModelError
 from amct_onnx.passes.convert_opset import with_accepted_opset
 from amct_onnx.passes.manager import run_passes
 from amct_onnx.passes.pipelines import FUSE, PREPARE
+from amct_onnx.passes.weights import detached
 from amct_onnx.planning import make_plan
 
 
 def prepared_and_fused(source):
-    state, result = rewritten(with_accepted_opset(source), *PREPARE)
+    state, result = rewritten(with_accepted_opset(detached(source)).whole(), *PREPARE)
     try:
         state = replace(state, plan=make_plan(state, QuantConfig(wide_fusion=True)))
     except ModelError:

@@ -23,13 +23,20 @@ from amct_onnx import (
     NuqConfig,
     QuantConfig,
     TensorConfig,
+    quantize,
     quantize_onnx,
 )
 from amct_onnx.formats.config_source import load_config
+from amct_onnx.passes.weights import detached
 from amct_onnx.planning import make_plan
-from amct_onnx.quantize import prepare
 
 RNG = np.random.default_rng(0)
+
+
+def prepare(source):
+    """The prepared state of a model in one message."""
+    state, _ = quantize.prepare(detached(source))
+    return state
 
 
 def weights(**shapes):

@@ -2,34 +2,55 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 
 import onnx
 from google.protobuf.message import DecodeError
+from onnx import TensorProto
 
 from amct_onnx.errors import AmctError, ModelError, OutputError
-from amct_onnx.passes.graph import LARGEST_MESSAGE, weight_bytes
+from amct_onnx.passes.protos import all_graphs, names_in_bodies
+from amct_onnx.passes.weights import (
+    LARGEST_MESSAGE,
+    LightModel,
+    StoredArray,
+    append,
+    detached,
+    dtype_of,
+    is_large,
+    is_stub,
+    stub,
+)
 
 
-def read_model(model: str | os.PathLike[str] | onnx.ModelProto) -> onnx.ModelProto:
-    """The model, with its external data loaded.
+def read_model(model: str | os.PathLike[str] | onnx.ModelProto | LightModel) -> LightModel:
+    """The model; large external data stay in their files.
 
     Raises:
-        ModelError: there is no such file, or it is no ONNX model, or a truncated one, or its external data are missing.
+        ModelError: there is no such file, or it is no ONNX model, or a truncated one; or its external data are missing,
+            too short, or outside of its directory.
     """
+    if isinstance(model, LightModel):
+        return model
+    proto = read_without_data(model)
     if isinstance(model, onnx.ModelProto):
-        loaded, name = model, "the model"
-    elif not isinstance(model, (str, os.PathLike)):
-        raise ModelError(f"the model is a {type(model).__name__}; give the path of an .onnx file, or a ModelProto")
-    else:
-        name = str(model)
-        loaded = _load(Path(model), load_external_data=True)
-    return _with_graph(loaded, name)
+        return detached(proto)
+    path = Path(model)
+    try:
+        stored = {tensor.name: array for tensor, array in _external(proto, path)}
+        light = detached(proto)
+    except AmctError:
+        raise
+    except Exception as error:
+        raise ModelError(f"{path}: its weights cannot be read: {error}") from error
+    return LightModel(proto=light.proto, weights={**light.weights, **stored})
 
 
 def read_without_data(model: str | os.PathLike[str] | onnx.ModelProto) -> onnx.ModelProto:
@@ -42,26 +63,84 @@ def read_without_data(model: str | os.PathLike[str] | onnx.ModelProto) -> onnx.M
         return _with_graph(model, "the model")
     if not isinstance(model, (str, os.PathLike)):
         raise ModelError(f"the model is a {type(model).__name__}; give the path of an .onnx file, or a ModelProto")
-    return _with_graph(_load(Path(model), load_external_data=False), str(model))
+    return _with_graph(_parsed(Path(model)), str(model))
 
 
-def _with_graph(loaded: onnx.ModelProto, name: str) -> onnx.ModelProto:
-    if not loaded.HasField("graph") or not loaded.graph.output:
+def _with_graph(model: onnx.ModelProto, name: str) -> onnx.ModelProto:
+    if not model.HasField("graph") or not model.graph.output:
         raise ModelError(f"{name}: not an ONNX model, or an empty one: it has no graph with outputs")
-    return loaded
+    return model
 
 
-def _load(path: Path, *, load_external_data: bool) -> onnx.ModelProto:
-    if not os.path.exists(path):
+def _parsed(path: Path) -> onnx.ModelProto:
+    if not os.path.exists(path):  # unlike pathlib's, it takes a name that no system allows for a missing file
         raise ModelError(f"{path}: no such file")
     if not os.path.isfile(path):
         raise ModelError(f"{path}: not a file; give the path of an .onnx file")
     try:
-        # protobuf whatever its name ends in
-        return onnx.load(str(path), format="protobuf", load_external_data=load_external_data)
+        return onnx.load(str(path), format="protobuf", load_external_data=False)  # whatever its name ends in
     except Exception as error:
         what = "not an ONNX model, or a truncated one" if isinstance(error, DecodeError) else "cannot be read"
         raise ModelError(f"{path}: {what}: {error}") from error
+
+
+def _external(model: onnx.ModelProto, path: Path) -> Iterator[tuple[TensorProto, StoredArray]]:
+    """Turn the tensors whose data stand in other files into stubs, which are handed on, or read them."""
+    kept = names_in_bodies(model.graph)
+    for tensor in model.graph.initializer:
+        if tensor.data_location == TensorProto.EXTERNAL and is_large(tensor) and tensor.name not in kept:
+            file, offset = _located(tensor, path)
+            array = StoredArray(path=file, offset=offset, dtype=dtype_of(tensor), shape=tuple(tensor.dims))
+            tensor.CopyFrom(stub(tensor.name, tensor.data_type, tensor.dims))
+            yield tensor, array
+    for tensor in _tensors(model):
+        if tensor.data_location == TensorProto.EXTERNAL and not is_stub(tensor):
+            file, offset = _located(tensor, path)
+            tensor.ClearField("data_location")
+            del tensor.external_data[:]
+            with file.open("rb") as stream:
+                stream.seek(offset)
+                tensor.raw_data = stream.read(_byte_count(tensor))
+
+
+def _tensors(model: onnx.ModelProto) -> Iterator[TensorProto]:
+    for graph in all_graphs(model.graph):
+        yield from graph.initializer
+        for node in graph.node:
+            for attribute in node.attribute:
+                yield from (attribute.t, *attribute.tensors)
+
+
+def _byte_count(tensor: TensorProto) -> int:
+    """Size of its data in a file, where two values of four bits share a byte."""
+    name = TensorProto.DataType.Name(tensor.data_type)
+    values = math.prod(tensor.dims)
+    return (values + 1) // 2 if name in ("INT4", "UINT4", "FLOAT4E2M1") else values * dtype_of(tensor).itemsize
+
+
+def _located(tensor: TensorProto, model: Path) -> tuple[Path, int]:
+    """The file and the offset of a tensor's data, which stand in the model's own directory or below it."""
+    entries = {entry.key: entry.value for entry in tensor.external_data}
+    where = f"{model}: the external data of {tensor.name!r}"
+    location = entries.get("location", "")
+    folder = Path(os.path.realpath(model.parent))
+    file = Path(os.path.realpath(folder / location))
+    if not location or os.path.isabs(location) or folder not in file.parents:
+        raise ModelError(f"{where} are said to be at {location!r}, which is not inside the model's directory")
+    if not file.is_file():
+        raise ModelError(f"{where} are missing: there is no file {file}")
+    if any(d < 0 for d in tensor.dims):
+        raise ModelError(f"{where} have the impossible shape {list(tensor.dims)}")
+    needed = _byte_count(tensor)
+    try:
+        offset, length = int(entries.get("offset") or 0), int(entries.get("length") or needed)
+    except ValueError as error:
+        raise ModelError(f"{where}: offset and length must be whole numbers") from error
+    if offset < 0 or length != needed:
+        raise ModelError(f"{where} are {length} bytes from {offset}, but shape {list(tensor.dims)} takes {needed}")
+    if offset + needed > file.stat().st_size:
+        raise ModelError(f"{where}: {file} ends before byte {offset + needed}")
+    return file, offset
 
 
 @contextmanager
@@ -129,10 +208,12 @@ def _move(files: Path, directory: Path, stage: Path) -> None:
         raise
 
 
-def write_model(model: onnx.ModelProto, path: Path) -> None:
-    """Write a model; where it is too large for one file, its weights go to `<name>.data` beside it."""
-    if weight_bytes(model) > LARGEST_MESSAGE:
-        onnx.save_model(model, str(path), save_as_external_data=True, location=f"{path.name}.data")
-        path.with_name(f"{path.name}.data").chmod(path.stat().st_mode)  # onnx would let nobody else read it
-    else:
-        onnx.save_model(model, str(path))
+def write_model(model: LightModel, path: Path) -> None:
+    """Write a model; where it is too large for one file, its weights go to `<name>.data` beside it, one by one."""
+    if model.nbytes <= LARGEST_MESSAGE:
+        path.write_bytes(model.whole().SerializeToString())
+        return
+    data = path.with_name(f"{path.name}.data")
+    with data.open("wb") as stream:
+        stored = {name: append(stream, data, weight) for name, weight in model.weights.items()}
+    path.write_bytes(replace(model, weights=stored).referring().SerializeToString())

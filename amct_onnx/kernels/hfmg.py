@@ -14,8 +14,17 @@ from amct_onnx.kernels.checks import require_bool, require_choice
 from amct_onnx.kernels.compiled import compiled
 from amct_onnx.kernels.quant_params import FLT_EPS, QuantParams, params_from_range
 
-BLOCK = 512  # values per round of the counting kernel
+BLOCK = 512  # values that the counting kernel takes at a time; a constant, so that its loops need no remainders
+GROUP = 32  # of them are placed, then counted: few enough for the processor to do both at once
 LANES = 4  # histograms side by side: increments of one and the same bin would wait for each other
+
+ROUNDING = 4e-12  # the bounds of the search are sums of up to 8192 roundings of up to (number of values) * bins^2
+
+_MAGNITUDE = np.int32((1 << 31) - 1)
+_SIGN_BITS = np.int32(31)
+_ONE_VALUE = np.uint32(1)
+# numba's indices are unsigned here: for others it would ask in every loop whether they count from the end
+_GROUP = np.uint64(GROUP)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,13 +75,15 @@ class HfmgObserver:
         """Take in one batch of any shape; fp16 and float64 are converted to float32."""
         with np.errstate(over="ignore"):  # a float64 beyond float32 becomes an infinity, and is noted as such below
             values = np.require(array, np.float32, ["C", "A", "W"]).reshape(-1)
-        if values.size and not (math.isfinite(values.min()) and math.isfinite(values.max())):
+        low, high = extent(values)
+        if not (math.isfinite(low) and math.isfinite(high)):
             self.finite = False
             values = values[np.isfinite(values)]
+            low, high = extent(values)
         if values.size == 0:
             return
         self.count += values.size
-        low, high = self._cover(float(values.min()), float(values.max()))
+        low, high = self._cover(low, high)
         self._pour(_Histogram(low=low, high=high, counts=bin_counts(values, low, high, self._settings.num_of_bins)))
 
     def merge(self, other: HfmgObserver) -> None:
@@ -114,9 +125,36 @@ class HfmgObserver:
         return params_from_range(low, high, asymmetric=self._asymmetric, num_bits=num_bits)
 
 
+def warm_up() -> None:
+    """Compile the kernels, or load their machine code from the disk: for a thread beside other work."""
+    observer = HfmgObserver(Hfmg(num_of_bins=1024), asymmetric=True)
+    observer.update(np.linspace(-1, 1, 5000, dtype=np.float32))
+    observer.params()
+
+
 def _downscaled(low: float, high: float) -> float:
     """A power of two that keeps float32 arithmetic on this range from overflowing."""
     return 2.0**-32 if high / 2 - low / 2 > 2.0**100 else 1.0
+
+
+def extent(values: NDArray[np.float32]) -> tuple[float, float]:
+    """The smallest and the largest of `values` [n], (0, 0) if there are none; with a NaN, one of them is a NaN."""
+    if values.size == 0:
+        return 0.0, 0.0
+    keys = np.array(_extent(values.view(np.int32)), np.int32)
+    low, high = (keys ^ ((keys >> _SIGN_BITS) & _MAGNITUDE)).view(np.float32)
+    return float(low), float(high)
+
+
+@compiled
+def _extent(patterns: NDArray[np.int32]) -> tuple[np.int32, np.int32]:
+    """The extremes of floats with these bit patterns [n], as integers that order like the floats, NaN outermost."""
+    low, high = _MAGNITUDE, np.int32(~_MAGNITUDE)
+    for i in range(patterns.size):
+        key = np.int32(patterns[i] ^ ((patterns[i] >> _SIGN_BITS) & _MAGNITUDE))
+        low = min(low, key)
+        high = max(high, key)
+    return low, high
 
 
 def bin_counts(values: NDArray[np.float32], low: float, high: float, bins: int) -> NDArray[np.int64]:
@@ -127,11 +165,17 @@ def bin_counts(values: NDArray[np.float32], low: float, high: float, bins: int) 
     if factor != 1.0:
         values = values * np.float32(factor)
     start, end = np.float32(low * factor), np.float32(high * factor)
-    slots = np.zeros((2, BLOCK), np.uint32)
-    slots[1] = np.arange(BLOCK) % LANES * bins
-    counts = np.zeros(LANES * bins, np.int64)
-    _count(values, start, end - start, np.float32(bins), slots, counts)
-    return np.asarray(counts.reshape(LANES, bins).sum(axis=0))
+    scratch = np.zeros(2 * GROUP, np.uint32)
+    scratch[GROUP:] = np.arange(GROUP) % LANES * bins
+    counts = np.zeros(LANES * bins, np.uint32)  # a lane is full after 2^32 values of its own
+    whole = values.size - values.size % BLOCK
+    last = np.full(BLOCK, start)
+    last[: values.size - whole] = values[whole:]
+    for part in (values[:whole], last):
+        _count(part, start, end - start, np.float32(bins), scratch, counts)
+    total = counts.reshape(LANES, bins).sum(axis=0, dtype=np.int64)
+    total[0] -= whole + BLOCK - values.size  # what the last block was filled up with
+    return np.asarray(total)
 
 
 @compiled
@@ -141,18 +185,23 @@ def _count(
     span: np.float32,
     bins: np.float32,
     scratch: NDArray[np.uint32],
-    counts: NDArray[np.int64],
+    counts: NDArray[np.uint32],
 ) -> None:
-    """Count `values` into `counts` [LANES * bins]; row 1 of `scratch` says where the lane of a value starts."""
+    """Count `values` [n * BLOCK] into `counts` [LANES * bins].
+
+    `scratch` [2 * GROUP] has room for where the values of a group are counted, and says where their lanes start; it is
+    one array, which spares the compiler the question whether two overlap.
+    """
     last = np.int32(bins - np.float32(1))
-    slots, lanes = scratch[0], scratch[1]
-    for start in range(0, values.size, BLOCK):
-        block = values[start : start + BLOCK]
-        for i in range(block.size):
-            position = np.int32((block[i] - low) * bins / span)
-            slots[i] = lanes[i] + np.uint32(min(position, last))
-        for i in range(block.size):
-            counts[slots[i]] = counts[slots[i]] + 1
+    at, size = np.uint64(0), np.uint64(values.size)
+    while at < size:
+        for _ in range(BLOCK // GROUP):
+            for i in range(_GROUP):
+                position = np.int32((values[at + i] - low) * bins / span)
+                scratch[i] = scratch[_GROUP + i] + np.uint32(min(position, last))
+            for i in range(_GROUP):
+                counts[scratch[i]] = counts[scratch[i]] + _ONE_VALUE
+            at += _GROUP
 
 
 def _rebinned(histogram: _Histogram, low: float, high: float) -> _Histogram:
@@ -200,11 +249,21 @@ def search(counts: NDArray[Any], low: float, high: float, *, num_bits: int) -> t
     windows = np.zeros((bins, 2), np.int64)
     # each round gives up at least so many values; the shrinking ends at a quarter of the bins
     windows = windows[: _shrink(weights, max(1, math.ceil(weights.sum() / 100000)), math.ceil(bins / 4), windows)]
-    losses = np.zeros(len(windows))
-    _losses(weights, windows, levels, np.zeros(bins + 1), losses)
-    # AMCT takes steps below float32's resolution for lossless
-    losses[(windows[:, 1] - windows[:, 0] + 1) * width / levels < FLT_EPS] = 0
-    left, right = windows[np.argmin(losses)]
+    # AMCT takes steps below float32's resolution for lossless; of such windows the first is as good as any
+    lossless = (windows[:, 1] - windows[:, 0] + 1) * width / levels < FLT_EPS
+    if lossless.any():
+        left, right = windows[np.argmax(lossless)]
+    else:
+        below = _moments(weights)
+        above = np.ascontiguousarray(_moments(weights[::-1].copy())[:, ::-1])
+        floors = np.zeros(len(windows))
+        ceiling = _bounds(weights, windows, levels, below, above, floors)
+        # The best window is among those that are left here, whichever way the bounds were rounded; which one of them it
+        # is does not depend on the bounds.
+        windows = windows[floors <= ceiling + ROUNDING * weights.sum() * bins**2]
+        losses = np.zeros(len(windows))
+        _losses(weights, windows, levels, np.zeros(bins + 1), losses)
+        left, right = windows[np.argmin(losses)]
     return low + float(left) * width, low + float(right + 1) * width
 
 
@@ -235,6 +294,62 @@ def _shrink(counts: NDArray[np.float64], share: int, shortest: int, windows: NDA
         windows[number, 1] = right
         number += 1
     return number
+
+
+@compiled
+def _moments(counts: NDArray[np.float64]) -> NDArray[np.float64]:
+    """For each edge of the bins the moments 0, 1, 2 of the values below it, as distances from it: [3, bins + 1].
+
+    Values are spread evenly inside their bins, whose width is 1. All terms are positive, so nothing cancels.
+    """
+    moments = np.zeros((3, counts.size + 1))
+    for i in range(counts.size):
+        moments[0, i + 1] = moments[0, i] + counts[i]
+        moments[1, i + 1] = moments[1, i] + moments[0, i] + counts[i] / 2.0
+        moments[2, i + 1] = moments[2, i] + 2.0 * moments[1, i] + moments[0, i] + counts[i] / 3.0
+    return moments
+
+
+@compiled
+def _bounds(
+    counts: NDArray[np.float64],
+    windows: NDArray[np.int64],
+    levels: int,
+    below: NDArray[np.float64],
+    above: NDArray[np.float64],
+    floors: NDArray[np.float64],
+) -> float:
+    """For each window a floor under what `_losses` finds, but for rounding; return what the best one cannot exceed.
+
+    `below` and `above` are the `_moments` from either side. What values outside of the window lose is known from them.
+    Where that alone is too much, it is the floor. Otherwise it takes one look per step: rounding up at a boundary t
+    saves 2 * step * (x - t) of the squared error of x, so the loss is that of rounding all values to the first step,
+    less 2 * step times the sum of all (x - t) with x > t, over the boundaries t. Steps finer than a bin would be too
+    many to look at. But then the steps lose so little that only a few windows pass the floor.
+    """
+    ceiling = np.inf
+    for window in range(floors.size):
+        left, end = windows[window, 0], windows[window, 1] + 1
+        step = (end - left) / levels
+        half = step / 2.0
+        loss = below[2, left] + half * (2.0 * below[1, left] + half * below[0, left])
+        floors[window] = loss + above[2, end] + half * (2.0 * above[1, end] + half * above[0, end])
+        if floors[window] > ceiling:
+            continue
+        if step < 1.0:
+            inside = below[0, end] - below[0, left]
+            ceiling = min(ceiling, floors[window] + half * half * inside)
+            continue
+        saved = 0.0
+        for i in range(1, levels):
+            boundary = left + i * step
+            j = int(boundary)
+            rest = (j + 1) - boundary
+            saved += above[1, j + 1] + rest * (above[0, j + 1] + rest * counts[j] / 2.0)
+        loss += above[2, left] - half * (2.0 * above[1, left] - half * above[0, left])
+        floors[window] = loss - 2.0 * step * saved
+        ceiling = min(ceiling, floors[window])
+    return ceiling
 
 
 @compiled

@@ -21,27 +21,45 @@ BINS = 1 << 14  # per sign
 FRACTION_BITS = 23  # of a float32's significand: distances inside a bin are multiples of w * 2^-23
 MIN_EXPONENT = -40  # below 2^-40 no scale depends on the data any more; keeps 1/w inside float32
 
-BLOCK = 256  # values per round of the kernel: small enough for the fastest cache
-SPARE = 16  # slots that take what is not counted
+BLOCK = 1024  # values that the kernel takes in or leaves together; a constant, so that its loops need no remainders
+GROUP = 32  # of them are placed, then added: few enough for the processor to do both at once
+SPARE = 16  # neighbours in bin 0 go to different ones of so many slots: increments of one and the same would wait
 COUNT_SHIFT = 42  # a packed bin holds its count above this bit and its sum below
 ROUND = 1 << (COUNT_SHIFT - FRACTION_BITS)  # values after which a packed sum could overflow
 
 _ZERO = np.int32(0)
 _SIGN = np.int32(-(1 << 31))
+_MAGNITUDE = np.int32((1 << 31) - 1)
+_SIGN_BITS = np.int32(31)
 _ONE_VALUE = 1 << COUNT_SHIFT
 _FRACTION = np.float32(1 << FRACTION_BITS)
+_SLOTS = np.int32(BINS + 2 * SPARE)  # per sign: the bins, then slots for zeros, then those for the rest of bin 0
+_SMALL = np.int32(SPARE)
+# numba's indices are unsigned here: for others it would ask in every loop whether they count from the end
+_BLOCK, _GROUP, _TWO_GROUPS = np.uint64(BLOCK), np.uint64(GROUP), np.uint64(2 * GROUP)
+_NO_VALUES = np.uint32(0)
 
 
 @compiled
 def _collect(
-    bits: NDArray[np.int32], sign: np.int32, floor: np.int32, kept: NDArray[np.int32], filled: np.int64
+    patterns: NDArray[np.int32],
+    start: np.uint64,
+    sign: np.int32,
+    floor: np.int32,
+    kept: NDArray[np.int32],
+    filled: np.int64,
 ) -> np.int64:
-    """Append to `kept` the magnitudes above `floor` of one sign; return how many `kept` then holds."""
-    for i in range(bits.size):
-        magnitude = np.int32(bits[i] ^ sign)
-        if magnitude > floor:
-            kept[filled] = magnitude
-            filled += 1
+    """Append to `kept` the magnitudes above `floor` of one sign in a block; return how many `kept` then holds."""
+    for group in range(start, start + _BLOCK, _GROUP):
+        largest = _ZERO
+        for i in range(_GROUP):
+            largest = max(largest, np.int32(patterns[group + i] ^ sign))
+        if largest > floor:
+            for i in range(_GROUP):
+                magnitude = np.int32(patterns[group + i] ^ sign)
+                if magnitude > floor:
+                    kept[filled] = magnitude
+                    filled += 1
     return filled
 
 
@@ -49,7 +67,7 @@ def _collect(
 def _absorb(
     values: NDArray[np.float32],
     patterns: NDArray[np.int32],
-    at: int,
+    start: int,
     per_width: np.float32,
     limit: np.int32,
     scratch: NDArray[np.uint32],
@@ -57,47 +75,58 @@ def _absorb(
     extremes: NDArray[np.int32],
     filled: NDArray[np.int64],
     floors: NDArray[np.int32],
-    seen: NDArray[np.int64],
 ) -> int:
-    """Take in `values`, whose bit patterns are `patterns`, from index `at`, block by block; return where it stopped.
+    """Take in `values` [n * BLOCK], whose bit patterns are `patterns`, from index `start`; return where it stopped.
 
     It stops at the end, or before a block that needs room first: a magnitude of `limit` or more (also infinity and
     NaN), or no space left in `extremes`. Floats are compared as integers: magnitudes of one sign order like their bit
-    patterns, and flipping the sign bit makes the negative values the positive ones.
+    patterns, and those of negative values order above all others when taken as unsigned.
+
+    `packed` [2 * _SLOTS] is where the values are added. `scratch` [3 * GROUP] has room for distances and slots, and
+    says which slot a zero takes; it is one array, which spares the compiler the question whether two overlap.
     """
-    bins = np.int32((packed.size - SPARE) // 2)
+    at, size = np.uint64(start), np.uint64(values.size)
     room = extremes.shape[1] - BLOCK
-    slots, inside, spare = scratch[0], scratch[1], scratch[2]
-    while at < values.size:
-        block = values[at : at + BLOCK]
-        bits = patterns[at : at + BLOCK]
-        top, bottom = _ZERO, _ZERO  # (one chained assignment would keep this loop from becoming vector instructions)
-        positive, negative = 0, 0
-        for i in range(bits.size):
-            flipped = np.int32(bits[i] ^ _SIGN)
-            top = max(top, bits[i])
-            bottom = max(bottom, flipped)
-            positive += int(bits[i] > _ZERO)
-            negative += int(flipped > _ZERO)
+    while at < size:
+        top, lowest = _ZERO, _NO_VALUES
+        for i in range(_BLOCK):
+            top = max(top, patterns[at + i])
+            lowest = max(lowest, np.uint32(patterns[at + i]))
+        bottom = np.int32(np.int32(lowest) ^ _SIGN)
         if max(top, bottom) >= limit or max(filled[0], filled[1]) > room:
-            return at
+            break
         if top > floors[0]:
-            filled[0] = _collect(bits, _ZERO, floors[0], extremes[0], filled[0])
+            filled[0] = _collect(patterns, at, _ZERO, floors[0], extremes[0], filled[0])
         if bottom > floors[1]:
-            filled[1] = _collect(bits, _SIGN, floors[1], extremes[1], filled[1])
-        seen[0] += positive
-        seen[1] += negative
-        for i in range(block.size):
-            position = abs(block[i]) * per_width
-            j = np.int32(position)
-            inside[i] = np.uint32(np.int32((position - np.float32(j)) * _FRACTION))
-            side = bins if bits[i] < _ZERO else _ZERO
-            slots[i] = np.uint32(j + side) if j > _ZERO else spare[i]
-        for i in range(block.size):
-            slot = slots[i]
-            packed[slot] = packed[slot] + inside[i] + _ONE_VALUE
-        at += block.size
-    return at
+            filled[1] = _collect(patterns, at, _SIGN, floors[1], extremes[1], filled[1])
+        for _ in range(BLOCK // GROUP):
+            for i in range(_GROUP):
+                bits = patterns[at + i]
+                position = abs(values[at + i]) * per_width
+                j = np.int32(position)
+                scratch[i] = np.uint32(np.int32((position - np.float32(j)) * _FRACTION))
+                spare = np.int32(scratch[_TWO_GROUPS + i])
+                spare = np.int32(spare + _SMALL) if bits & _MAGNITUDE != _ZERO else spare
+                scratch[_GROUP + i] = np.uint32((j if j > _ZERO else spare) + ((bits >> _SIGN_BITS) & _SLOTS))
+            for i in range(_GROUP):
+                slot = scratch[_GROUP + i]
+                packed[slot] = packed[slot] + scratch[i] + _ONE_VALUE
+            at += _GROUP
+    return int(at)
+
+
+@compiled
+def _unpack(packed: NDArray[np.int64], counts: NDArray[np.int64], sums: NDArray[np.int64]) -> None:
+    """Add what `_absorb` has packed to `counts` and `sums` [2, BINS], and leave zeros."""
+    for side in range(counts.shape[0]):
+        bins, slots = counts.shape[1], packed.size // 2
+        part = packed[side * slots : (side + 1) * slots]
+        for j in range(bins):
+            counts[side, j] += part[j] >> COUNT_SHIFT
+            sums[side, j] += part[j] & (_ONE_VALUE - 1)
+        for j in range(bins + SPARE, slots):
+            counts[side, 0] += part[j] >> COUNT_SHIFT
+        part[:] = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -162,13 +191,10 @@ class SignedHistogram:
         self._exponent = MIN_EXPONENT  # magnitudes are below 2^exponent
         self._counts = np.zeros((2, BINS), np.int64)
         self._sums = np.zeros((2, BINS), np.int64)
-        self._packed = np.zeros(2 * BINS + SPARE, np.int64)  # what came since the last `_unpack`, count and sum in one
+        self._packed = np.zeros(2 * int(_SLOTS), np.int64)  # what came since the last `_unpack`, count and sum in one
         self._pending = 0
-        # two rows for the kernel, and the slots of values that are not counted: neighbours go to different ones, since
-        # increments of one and the same would wait for each other
-        self._scratch = np.zeros((3, BLOCK), np.uint32)
-        self._scratch[2] = 2 * BINS + np.arange(BLOCK) % SPARE
-        self._seen = np.zeros(2, np.int64)  # how many positive, how many negative
+        self._scratch = np.zeros(3 * GROUP, np.uint32)
+        self._scratch[2 * GROUP :] = BINS + np.arange(GROUP) % SPARE
         self._extremes = np.zeros((2, kept + max(kept, 4 * BLOCK)), np.int32)  # as bit patterns
         self._filled = np.zeros(2, np.int64)
         self._floors = np.zeros(2, np.int32)  # no magnitude up to this one can be among the largest any more
@@ -178,30 +204,36 @@ class SignedHistogram:
         with np.errstate(over="ignore"):  # a float64 beyond float32 becomes an infinity, and is noted as such below
             # numba would compile a second time for arrays that cannot be written to
             values = np.require(array, np.float32, ["C", "A", "W"]).reshape(-1)
-        for start in range(0, values.size, ROUND):
-            self._add_round(values[start : start + ROUND])
+        self.count += values.size
+        whole = values.size - values.size % BLOCK
+        for start in range(0, whole, ROUND):
+            self._add_round(values[start : min(start + ROUND, whole)])
+        if whole < values.size:
+            last = np.zeros(BLOCK, np.float32)  # zeros belong to no side, so they can fill up a block
+            last[: values.size - whole] = values[whole:]
+            self._add_round(last)
 
     def _add_round(self, values: NDArray[np.float32]) -> None:
-        size = values.size
-        if self._pending + size > ROUND:
+        """Take in `values` [n * BLOCK], no more than a round."""
+        if self._pending + values.size > ROUND:
             self._unpack()
-        self.count += size
         at = 0
         while True:
             per_width = np.float32(2.0 ** -(self._exponent - BINS.bit_length() + 1))
             limit = np.int32((self._exponent + 127) << 23)  # the bit pattern of 2^exponent
-            state = (self._scratch, self._packed, self._extremes, self._filled, self._floors, self._seen)
+            state = (self._scratch, self._packed, self._extremes, self._filled, self._floors)
             at = _absorb(values, values.view(np.int32), at, per_width, limit, *state)
             if at == values.size:
                 break
-            rest = values[at:]
-            if np.isfinite(rest[:BLOCK]).all():
-                self._make_room(np.abs(rest[:BLOCK]).max())
+            block = values[at : at + BLOCK]
+            if np.isfinite(block).all():
+                self._make_room(np.abs(block).max())
             else:
-                values, at = rest[np.isfinite(rest)], 0
-                self.count -= rest.size - values.size
+                finite = np.isfinite(values)
+                values = np.where(finite, values, np.float32(0))
+                self.count -= values.size - int(finite.sum())
                 self.finite = False
-        self._pending += size
+        self._pending += values.size
 
     def _make_room(self, magnitude: np.float32) -> None:
         if magnitude > 0:
@@ -220,10 +252,7 @@ class SignedHistogram:
         self._floors[side] = largest[0]
 
     def _unpack(self) -> None:
-        packed = self._packed[: 2 * BINS].reshape(2, BINS)
-        self._counts += packed >> COUNT_SHIFT
-        self._sums += packed & ((1 << COUNT_SHIFT) - 1)
-        self._packed[:] = 0
+        _unpack(self._packed, self._counts, self._sums)
         self._pending = 0
 
     def _widen(self, exponent: int) -> None:
@@ -241,7 +270,6 @@ class SignedHistogram:
         counts, sums = _widened(other._counts, other._sums, self._exponent - other._exponent)
         self._counts += counts
         self._sums += sums
-        self._seen += other._seen
         self.count += other.count
         self.finite = self.finite and other.finite
         for side in (0, 1):
@@ -266,9 +294,8 @@ class SignedHistogram:
         self._unpack()
         self._drop_small(side)
         counts = self._counts[side].copy()
-        counts[0] = self._seen[side] - counts.sum()
         return Side(
-            size=int(self._seen[side]),
+            size=int(counts.sum()),
             width=2.0**self._exponent / BINS,
             counts=counts,
             sums=self._sums[side].copy(),
@@ -284,11 +311,14 @@ def _widened(
     Exact: what does not fall into bin 0 of the new bins is a multiple of the new unit too.
     """
     if doublings >= BINS.bit_length():
-        return np.zeros_like(counts), np.zeros_like(sums)
+        wider, total = np.zeros_like(counts), np.zeros_like(sums)
+        wider[:, 0] = counts.sum(axis=1)
+        return wider, total
     for _ in range(doublings):
         wider, total = np.zeros_like(counts), np.zeros_like(sums)
-        low, high = slice(2, None, 2), slice(3, None, 2)  # bins 0 and 1 become bin 0, whose content is not kept
-        wider[:, 1 : BINS // 2] = counts[:, low] + counts[:, high]
-        total[:, 1 : BINS // 2] = (sums[:, low] + sums[:, high] + (counts[:, high] << FRACTION_BITS)) >> 1
+        low, high = slice(0, None, 2), slice(1, None, 2)
+        wider[:, : BINS // 2] = counts[:, low] + counts[:, high]
+        total[:, : BINS // 2] = (sums[:, low] + sums[:, high] + (counts[:, high] << FRACTION_BITS)) >> 1
+        total[:, 0] = 0
         counts, sums = wider, total
     return counts, sums

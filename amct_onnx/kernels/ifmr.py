@@ -148,6 +148,13 @@ class IfmrObserver:
         return _Candidates(scales=scales, tops=tops, bottoms=bottoms, low=-low)
 
 
+def warm_up() -> None:
+    """Compile the kernels, or load their machine code from the disk: for a thread beside other work."""
+    observer = IfmrObserver(Ifmr(max_percentile=1.0, min_percentile=1.0), asymmetric=True)
+    observer.update(np.linspace(-1, 1, 5000, dtype=np.float32))  # too many values to be searched without a histogram
+    observer.params()
+
+
 def _rank(percentile: float, count: int) -> int:
     """Which largest value a percentile stands for, from 1: with AMCT's float arithmetic."""
     if 1.0 - percentile < FLT_EPS:

@@ -6,6 +6,7 @@ Functions of the model itself are inlined: layers inside them count like any oth
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import onnx
@@ -13,7 +14,8 @@ import onnx.inliner
 from onnx import version_converter
 
 from amct_onnx.errors import ModelError
-from amct_onnx.passes.graph import all_graphs, make_dense
+from amct_onnx.passes.protos import all_graphs, make_dense
+from amct_onnx.passes.weights import LightModel, detached
 
 LOWEST, HIGHEST = 11, 18
 """The opsets that ATC reads."""
@@ -21,7 +23,7 @@ LOWEST, HIGHEST = 11, 18
 _EXPANDED = "amct_onnx.expanded"
 
 
-def with_accepted_opset(model: onnx.ModelProto) -> onnx.ModelProto:
+def with_accepted_opset(model: LightModel) -> LightModel:
     """The model itself where nothing is to do, else an inlined and converted one.
 
     The caller compares the numbers of both: the converter is not taken at its word.
@@ -29,11 +31,15 @@ def with_accepted_opset(model: onnx.ModelProto) -> onnx.ModelProto:
     Raises:
         ModelError: the model does not say its opset, or one of its operators cannot be converted.
     """
-    opset = _opset_of(model)
-    if model.functions:
-        model = onnx.inliner.inline_local_functions(model)
+    opset = _opset_of(model.proto)
+    if model.proto.functions:
+        model = replace(model, proto=onnx.inliner.inline_local_functions(model.proto))
     if LOWEST <= opset <= HIGHEST:
         return model
+    return detached(_converted(model.whole(), opset))
+
+
+def _converted(model: onnx.ModelProto, opset: int) -> onnx.ModelProto:
     target = LOWEST if opset < LOWEST else HIGHEST
     try:
         dense = onnx.ModelProto()

@@ -10,7 +10,6 @@ import logging
 from collections.abc import Iterable, Sequence
 
 import numpy as np
-import onnxruntime
 from onnx import helper
 
 from amct_onnx.passes.graph import (
@@ -32,6 +31,7 @@ from amct_onnx.passes.graph import (
     unique_name,
 )
 from amct_onnx.passes.invariants import LIFTED, NAMED
+from amct_onnx.passes.session import open_session
 from amct_onnx.passes.shapes import TensorType, infer_types
 from amct_onnx.passes.state import Pass, QuantState
 
@@ -89,13 +89,10 @@ def _evaluate(state: QuantState) -> None:
 
 def _compute(graph: Graph, nodes: Sequence[Node], results: Sequence[Tensor]) -> list[Array | None]:
     """The values of `results`; None for what onnxruntime cannot compute, which then stays as it is."""
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     model = graph.cut_out(_leading_to(nodes, results), results)
     try:
-        session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-        return list(session.run(None, {}))
+        session = open_session(model, "a constant part", optimize=False)
+        return list(session.inner.run(None, {}))  # sequences among them as they are
     except Exception as error:
         if len(results) == 1:
             _log.debug("constant %r is not folded: %s", results[0].name, error)

@@ -7,19 +7,35 @@ list attributes cannot be exported, sorting is recursive, and importing renames 
 
 from __future__ import annotations
 
-import base64
 import logging
-from collections.abc import Iterable, Iterator, MutableSequence
+from collections.abc import Callable, Iterable, Iterator, MutableSequence
 from typing import Any, Protocol, cast
 
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
-from onnx import AttributeProto
 from onnx_graphsurgeon.logger import G_LOGGER
 
-from amct_onnx.errors import ModelError
+from amct_onnx.passes.protos import (
+    HIDDEN,
+    all_graphs,
+    check_graph,
+    drop_untensorlike,
+    hide_what_is_lost,
+    make_dense,
+    show_what_was_hidden,
+)
+from amct_onnx.passes.weights import (
+    ComputedArray,
+    LightModel,
+    StoredArray,
+    Weight,
+    detached,
+    loaded,
+    stub,
+    stub_for,
+)
 
 Array = NDArray[Any]
 
@@ -28,11 +44,6 @@ RANDOM |= {"Multinomial", "Bernoulli"}
 """Operators whose result differs from run to run, unless they have a seed."""
 
 _DEFAULT_DOMAINS = (None, "", "ai.onnx")
-_HIDDEN = "\0hidden:"
-_NOTES = "\0notes"
-_STRUCTURED = {AttributeProto.SPARSE_TENSOR, AttributeProto.SPARSE_TENSORS, AttributeProto.TYPE_PROTO}
-_STRUCTURED |= {AttributeProto.TYPE_PROTOS, AttributeProto.TENSORS, AttributeProto.GRAPHS}
-_LISTS = {AttributeProto.FLOATS: "floats", AttributeProto.INTS: "ints", AttributeProto.STRINGS: "strings"}
 
 G_LOGGER.severity = G_LOGGER.CRITICAL
 logging.getLogger("ONNX_GRAPHSURGEON").setLevel(logging.CRITICAL)
@@ -70,20 +81,22 @@ class Graph:
         self._frame = model
 
     @classmethod
-    def of_model(cls, model: onnx.ModelProto) -> Graph:
-        """Import `model`, which stays untouched.
+    def of_model(cls, source: onnx.ModelProto | LightModel) -> Graph:
+        """Import a model, which stays untouched.
 
         Raises:
             ModelError: the graph uses a tensor that nothing produces, or produces one twice.
         """
-        _check_graph(model.graph)
+        light = detached(source)
+        model = light.proto
+        check_graph(model.graph)
         private = onnx.ModelProto()
         private.CopyFrom(model)
         for function in private.functions:
-            _hide_what_is_lost(function.node)
+            hide_what_is_lost(function.node)
         for proto in all_graphs(private.graph):
-            _hide_what_is_lost(proto.node)
-            _drop_untensorlike(proto)
+            hide_what_is_lost(proto.node)
+            drop_untensorlike(proto)
             make_dense(proto)
         frame = onnx.ModelProto()
         for field in ("ir_version", "producer_name", "producer_version", "domain", "model_version", "doc_string"):
@@ -95,15 +108,24 @@ class Graph:
         frame.graph.metadata_props.extend(model.graph.metadata_props)
         frame.graph.input.extend(model.graph.input)
         frame.graph.output.extend(model.graph.output)
-        return cls(gs.import_onnx(private), frame)
+        inner = gs.import_onnx(private)
+        for name, tensor in inner.tensors().items():
+            if name in light.weights and isinstance(tensor, gs.Constant):
+                weight = light.weights[name]
+                tensor.values = weight if isinstance(weight, np.ndarray) else _Elsewhere(name, weight)
+        return cls(inner, frame)
 
     def to_model(self) -> onnx.ModelProto:
-        """Export as a model of the same IR version, opsets and metadata."""
-        exported = gs.export_onnx(self._inner, do_type_check=False, opset_imports=list(self._frame.opset_import))
+        """Export as one message, with the same IR version, opsets and metadata."""
+        return self.to_light().whole()
+
+    def to_light(self) -> LightModel:
+        """Export as a model that shares the large weights with this graph."""
+        exported, weights = _export_light(self._inner, self._frame)
         for function in exported.functions:
-            _show_what_was_hidden(function.node)
+            show_what_was_hidden(function.node)
         for proto in all_graphs(exported.graph):
-            _show_what_was_hidden(proto.node)
+            show_what_was_hidden(proto.node)
         frame = self._frame
         for field in ("ir_version", "producer_name", "producer_version", "domain", "model_version", "doc_string"):
             setattr(exported, field, getattr(frame, field))
@@ -114,7 +136,7 @@ class Graph:
             for value in ours:
                 if value.name in known:
                     value.CopyFrom(known[value.name])
-        return cast(onnx.ModelProto, exported)
+        return LightModel(proto=exported, weights=weights)
 
     def to_skeleton(self, small: int) -> onnx.ModelProto:
         """Export with every initializer above `small` bytes turned into an input: shapes without the weight."""
@@ -124,16 +146,15 @@ class Graph:
                 variable = tensor.to_variable(dtype=tensor.dtype, shape=tensor.shape)
                 variable.type = "tensor_type"
                 skeleton._inner.inputs.append(variable)
-        return skeleton.to_model()
+        return skeleton.to_light().proto
 
-    def cut_out(self, nodes: Iterable[Node], outputs: Iterable[Tensor]) -> onnx.ModelProto:
+    def cut_out(self, nodes: Iterable[Node], outputs: Iterable[Tensor]) -> LightModel:
         """A model of some nodes that depend on initializers alone, with `outputs` as its outputs."""
         inner = gs.Graph(nodes=list(nodes), outputs=list(outputs), opset=self.opset)
-        imports = list(self._frame.opset_import)
-        model = cast(onnx.ModelProto, gs.export_onnx(inner, do_type_check=False, opset_imports=imports))
+        model, weights = _export_light(inner, self._frame)
         model.ir_version = self._frame.ir_version
-        _show_what_was_hidden(model.graph.node)
-        return model
+        show_what_was_hidden(model.graph.node)
+        return LightModel(proto=model, weights=weights)
 
     def copy(self) -> Graph:
         """An independent graph over the same constant arrays."""
@@ -187,8 +208,12 @@ class Graph:
         """Whether `tensor` is an output of the model."""
         return any(out is tensor for out in self.outputs)
 
-    def new_constant(self, name: str, values: Array) -> Tensor:
+    def new_constant(self, name: str, values: Array | ComputedArray) -> Tensor:
         """An initializer; `name` must be free."""
+        if isinstance(values, ComputedArray):
+            if stub_for(name, values) is not None:
+                return cast(Tensor, gs.Constant(name, _Elsewhere(name, values)))
+            values = values.load()
         return cast(Tensor, gs.Constant(name, np.asarray(values, order="C")))
 
     def new_tensor(self, name: str) -> Tensor:
@@ -251,6 +276,38 @@ class Graph:
         return next(index for index, other in enumerate(self.nodes) if other is node)
 
 
+class _Elsewhere(gs.ir.tensor.LazyValues):  # type: ignore[misc]
+    """A constant in a file or yet to be computed; unlike the library's own, it is loaded each time it is asked for."""
+
+    def __init__(self, name: str, weight: StoredArray | ComputedArray) -> None:
+        super().__init__(stub(name, onnx.helper.np_dtype_to_tensor_dtype(weight.dtype), weight.shape))
+        self.weight = weight
+
+
+def _export_light(inner: Any, frame: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, Weight]]:
+    """Export without the large constants, and those beside it."""
+    weights: dict[str, Weight] = {}
+    taken_out = []
+    in_bodies = {name for body in inner.subgraphs(recursive=True) for name in body.tensors()}
+    for name, tensor in inner.tensors().items():
+        weight = weight_behind(tensor)
+        if weight is None or (name in in_bodies and isinstance(weight, np.ndarray)):
+            continue
+        found = None if name in in_bodies else stub_for(name, weight)
+        if found is None and isinstance(weight, np.ndarray):
+            continue
+        taken_out.append((tensor, tensor._values))
+        tensor.values = loaded(weight) if found is None else gs.ir.tensor.LazyValues(found)
+        if found is not None:
+            weights[name] = weight
+    try:
+        exported = gs.export_onnx(inner, do_type_check=False, opset_imports=list(frame.opset_import))
+    finally:
+        for tensor, values in taken_out:
+            tensor.values = values
+    return cast(onnx.ModelProto, exported), weights
+
+
 def nodes_of(graph: Graph, *ops: str) -> list[Node]:
     """The nodes of the main graph with one of these standard operators, as a list that survives edits."""
     return [node for node in graph.nodes if node.op in ops and is_standard(node)]
@@ -265,7 +322,26 @@ def constant(tensor: Tensor) -> Array | None:
     """The values of an initializer, or None for anything computed."""
     if not isinstance(tensor, gs.Constant):
         return None
+    if isinstance(tensor._values, _Elsewhere):
+        return tensor._values.weight.load()
     return cast(Array, tensor.values)
+
+
+def weight_behind(tensor: Tensor) -> Weight | None:
+    """Where the values of an initializer are; None for anything computed, and for what the library has not read yet."""
+    if not isinstance(tensor, gs.Constant):
+        return None
+    if isinstance(tensor._values, _Elsewhere):
+        return tensor._values.weight
+    return tensor._values if isinstance(tensor._values, np.ndarray) else None
+
+
+def derived(tensor: Tensor, dtype: Any, shape: Iterable[int], compute: Callable[[Array], Array]) -> ComputedArray:
+    """An array that is computed from an initializer when it is needed, as it is now."""
+    values = constant(tensor) if weight_behind(tensor) is None else None
+    weight = values if values is not None else weight_behind(tensor)
+    assert weight is not None, f"{tensor.name} is no initializer"
+    return ComputedArray(dtype=np.dtype(dtype), shape=tuple(shape), compute=lambda: compute(loaded(weight)))
 
 
 def constant_input(node: Node, index: int) -> Array | None:
@@ -278,7 +354,7 @@ def dense_value(node: Node) -> Array | None:
     (attribute, value), *_ = node.attrs.items()
     if attribute == "value":
         return None if type_name(value) == "object" else constant(value)
-    if isinstance(value, str) and value.startswith(_HIDDEN):
+    if isinstance(value, str) and value.startswith(HIDDEN):
         value = []
     dtype = {"value_float": np.float32, "value_floats": np.float32, "value_int": np.int64, "value_ints": np.int64}
     return np.asarray(value, dtype=dtype[attribute]) if attribute in dtype else None
@@ -369,123 +445,3 @@ def byte_count(tensor: Tensor) -> int:
     # Element types that numpy does not have are given as their number in TensorProto; none is wider than 2 bytes.
     size = 2 if isinstance(tensor.dtype, int) else np.dtype(tensor.dtype).itemsize
     return int(np.prod(tensor.shape, dtype=np.int64)) * size
-
-
-LARGEST_MESSAGE = 2_000_000_000
-"""Bytes of weights above which a model is not handed over as one message: protobuf stops at 2 GB."""
-
-
-def weight_bytes(model: onnx.ModelProto) -> int:
-    """Size of all initializers and constants; protobuf itself cannot tell the size of a large model."""
-    total = 0
-    for graph in all_graphs(model.graph):
-        constants = [a.t for node in graph.node for a in node.attribute if a.type == AttributeProto.TENSOR]
-        total += sum(_tensor_bytes(tensor) for tensor in (*graph.initializer, *constants))
-    return total
-
-
-def _tensor_bytes(tensor: onnx.TensorProto) -> int:
-    if tensor.HasField("raw_data"):
-        return len(tensor.raw_data)
-    return int(np.prod(tensor.dims, dtype=np.int64)) * 8
-
-
-def all_graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
-    """The graph and the bodies of its control flow, at any depth."""
-    yield graph
-    for node in graph.node:
-        for attribute in node.attribute:
-            if attribute.type == AttributeProto.GRAPH:
-                yield from all_graphs(attribute.g)
-
-
-def _check_graph(graph: onnx.GraphProto) -> None:
-    for tensor in graph.initializer:
-        if tensor.data_type not in onnx.TensorProto.DataType.values() or tensor.data_type == 0:
-            raise ModelError(f"initializer {tensor.name!r} has the unknown element type {tensor.data_type}")
-    known = {value.name for value in graph.input} | {tensor.name for tensor in graph.initializer}
-    known |= {tensor.values.name for tensor in graph.sparse_initializer}
-    for node in graph.node:
-        for name in node.input:
-            if name and name not in known:
-                raise ModelError(
-                    f"node {node.name!r} ({node.op_type}) reads tensor {name!r}, which nothing before it produces"
-                )
-        for name in node.output:
-            if name and name in known:
-                raise ModelError(
-                    f"tensor {name!r} is produced twice, the second time by node {node.name!r} ({node.op_type})"
-                )
-            known.add(name)
-    for value in graph.output:
-        if value.name not in known:
-            raise ModelError(f"output {value.name!r} of the model is produced by no node")
-
-
-def _is_importable(attribute: AttributeProto) -> bool:
-    if attribute.ref_attr_name or attribute.type in _STRUCTURED:
-        return bool(attribute.ref_attr_name)
-    if attribute.type in _LISTS and not getattr(attribute, _LISTS[attribute.type]):
-        return False
-    strings = [attribute.s] if attribute.type == AttributeProto.STRING else list(attribute.strings)
-    try:
-        for value in strings:
-            value.decode()
-    except UnicodeDecodeError:
-        return False
-    return True
-
-
-def _hide_what_is_lost(nodes: Iterable[onnx.NodeProto]) -> None:
-    """Pack what the library cannot carry into string attributes: empty lists, types, raw bytes, documentation."""
-    for node in nodes:
-        for attribute in node.attribute:
-            if not _is_importable(attribute):
-                attribute.CopyFrom(_packed(attribute.name, attribute.SerializeToString()))
-        if node.doc_string or node.metadata_props:
-            notes = onnx.NodeProto(doc_string=node.doc_string, metadata_props=node.metadata_props)
-            node.attribute.append(_packed(_NOTES, notes.SerializeToString()))
-
-
-def _packed(name: str, content: bytes) -> AttributeProto:
-    return onnx.helper.make_attribute(name, _HIDDEN + base64.b64encode(content).decode())
-
-
-def _show_what_was_hidden(nodes: Iterable[onnx.NodeProto]) -> None:
-    hidden = _HIDDEN.encode()
-    for node in nodes:
-        for attribute in node.attribute:
-            if attribute.type == AttributeProto.STRING and attribute.s.startswith(hidden):
-                content = base64.b64decode(attribute.s[len(hidden) :])
-                if attribute.name == _NOTES:
-                    node.MergeFromString(content)
-                else:
-                    attribute.ParseFromString(content)
-        kept = [attribute for attribute in node.attribute if attribute.name != _NOTES]
-        if len(kept) < len(node.attribute):
-            del node.attribute[:]
-            node.attribute.extend(kept)
-
-
-def make_dense(graph: onnx.GraphProto) -> None:
-    """Write sparse initializers out: the library reads them as float64, whatever they are."""
-    for sparse in graph.sparse_initializer:
-        values = onnx.numpy_helper.to_array(sparse.values)
-        indices = onnx.numpy_helper.to_array(sparse.indices)
-        dense = np.zeros(tuple(sparse.dims), values.dtype)
-        dense[np.unravel_index(indices, dense.shape) if indices.ndim == 1 else tuple(indices.T)] = values
-        graph.initializer.append(onnx.numpy_helper.from_array(dense, sparse.values.name))
-    del graph.sparse_initializer[:]
-
-
-def _drop_untensorlike(graph: onnx.GraphProto) -> None:
-    """Forget the types of sequences, optionals and maps, which the library cannot export.
-
-    Inside the graph they are hints only; those of the model's inputs and outputs are put back on export.
-    """
-    kept = [value for value in graph.value_info if value.type.HasField("tensor_type")]
-    del graph.value_info[:]
-    graph.value_info.extend(kept)
-    for value in (*graph.input, *graph.output):
-        if not value.type.HasField("tensor_type"):
-            value.ClearField("type")

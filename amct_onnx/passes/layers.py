@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 from amct_onnx.kernels import arq
 from amct_onnx.passes.graph import (
@@ -30,18 +31,30 @@ def weight_of(node: Node) -> Array:
     return values
 
 
+@dataclass(frozen=True, slots=True)
+class WeightLayout:
+    """Where the output channels of a weight are."""
+
+    axis: int
+    group: int
+
+    def channels_first(self, weight: Array) -> Array:
+        """The weight with the output channels along axis 0: [Cout, ...]. ConvTranspose counts them group by group."""
+        return arq.channels_first(weight, axis=self.axis, group=self.group)
+
+    def restored(self, weight: Array) -> Array:
+        """The inverse of `channels_first`: back to the layout of the operator."""
+        return arq.channels_restored(weight, axis=self.axis, group=self.group)
+
+
+def layout_of(node: Node) -> WeightLayout:
+    """The layout of a layer's weight."""
+    return WeightLayout(0 if node.op == "Conv" else 1, group_of(node) if node.op == "ConvTranspose" else 1)
+
+
 def channels_first(node: Node, weight: Array) -> Array:
-    """The weight with the output channels along axis 0: [Cout, ...]. ConvTranspose counts them group by group."""
-    return arq.channels_first(weight, **_channel_axis(node))
-
-
-def channels_restored(node: Node, weight: Array) -> Array:
-    """The inverse of `channels_first`: back to the layout of the operator."""
-    return arq.channels_restored(weight, **_channel_axis(node))
-
-
-def _channel_axis(node: Node) -> dict[str, int]:
-    return {"axis": 0 if node.op == "Conv" else 1, "group": group_of(node) if node.op == "ConvTranspose" else 1}
+    """The weight of a layer with the output channels along axis 0: [Cout, ...]."""
+    return layout_of(node).channels_first(weight)
 
 
 def group_of(node: Node) -> int:

@@ -10,11 +10,11 @@ import numpy as np
 from onnx import TensorProto
 
 from amct_onnx.passes.graph import (
-    Array,
     Graph,
     Node,
     Tensor,
     constant_input,
+    derived,
     nodes_of,
     set_input,
     unique_name,
@@ -104,9 +104,9 @@ def _rank_of(node: Node) -> int:
 
 
 def _to_float(graph: Graph, node: Node, index: int) -> None:
-    values: Array | None = constant_input(node, index)
-    assert values is not None
-    set_input(node, index, graph.new_constant(node.inputs[index].name, values.astype(np.float32)))
+    old = node.inputs[index]
+    values = derived(old, np.float32, old.shape, lambda integers: integers.astype(np.float32))
+    set_input(node, index, graph.new_constant(old.name, values))
 
 
 LOWER_ASCEND = Pass(name="lower Ascend operators", run=_run, requires=(ASCEND_PAIRS,), ensures=(STANDARD_ONLY,))

@@ -1,101 +1,115 @@
-"""Runs the calibration data through the model and lets an observer look at the input of every layer.
+"""Finds the activation parameters: runs the calibration data, and lets an observer look at the input of every layer.
 
 The model is the float one with fake-quantized weights, as AMCT calibrates it (ConvTranspose keeps float weights
-there). Batches are streamed: nothing is kept of them but the state of the observers.
+there).
 """
 
 from __future__ import annotations
 
-import os
+import math
 from collections.abc import Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from itertools import repeat
-from typing import Any, Protocol
+from threading import Thread
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from amct_onnx.kernels import hfmg, ifmr
 from amct_onnx.kernels.hfmg import Hfmg, HfmgObserver
 from amct_onnx.kernels.ifmr import Ifmr, IfmrObserver
-from amct_onnx.kernels.quant_params import QuantParams, dequantize, round_to_fp16
-from amct_onnx.passes.graph import Graph, Node, set_constant
+from amct_onnx.kernels.quant_params import QuantParams, dequantize, quantize, round_to_fp16
+from amct_onnx.passes.graph import Node, derived, set_input
 from amct_onnx.passes.invariants import ACTIVATIONS_KNOWN, PLANNED, STANDARD_ONLY, WEIGHTS_KNOWN
-from amct_onnx.passes.layers import channels_first, channels_restored, has_weight, weight_of
-from amct_onnx.passes.quantize_weights import integers_of
-from amct_onnx.passes.session import open_session, run_session
-from amct_onnx.passes.state import LayerPlan, Pass, QuantState
-
-Feeds = Iterable[Mapping[str, NDArray[Any]]]
-
-
-class Observer(Protocol):
-    """Looks at a tensor batch by batch; its state has a constant size and can be merged."""
-
-    @property
-    def count(self) -> int:
-        """Values seen."""
-        ...
-
-    @property
-    def finite(self) -> bool:
-        """Whether none of them was NaN or inf."""
-        ...
-
-    def update(self, array: NDArray[Any]) -> None:
-        """Take in one batch."""
-        ...
-
-    def params(self) -> QuantParams:
-        """Scale and offset after all that was seen."""
-        ...
+from amct_onnx.passes.layers import has_weight, layout_of
+from amct_onnx.passes.observation import Budget, Feed, Observer, Watch, observe_batches, sweeps
+from amct_onnx.passes.resources import available_cores, available_memory
+from amct_onnx.passes.shapes import TensorType, infer_types
+from amct_onnx.passes.shards import observe_sharded
+from amct_onnx.passes.state import LayerPlan, Pass, QuantPlan, QuantState
+from amct_onnx.passes.weights import ComputedArray, LightModel
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Watch:
-    """An observer, the tensor it looks at, and the layers that it serves."""
+class CalibrationRun:
+    """How the data are to be run.
 
-    tensor: str
-    observer: Observer
-    layers: list[str]
+    feeds: the batches; gone through once for every sweep.
+    first: one of them.
+    memory_limit: bytes for the watched tensors of all batches that are on their way; None for half of what is free.
+    executor: computes shards of the data elsewhere; None computes here.
+    """
+
+    feeds: Iterable[Feed]
+    first: Feed
+    memory_limit: int | None = None
+    executor: Executor | None = None
 
 
-def observe(feeds: Feeds) -> Pass:
-    """The pass that fills in the activation parameters from `feeds`."""
+def observe(run: CalibrationRun) -> Pass:
+    """The pass that fills in the activation parameters."""
 
-    def run(state: QuantState) -> None:
-        watches = _watches(state)
-        model = _calibration_graph(state, watches).to_model()
-        session = open_session(model, "the calibration model")
-        names = [output.name for output in session.get_outputs()]
-        # One observer is one task, so the number of threads changes nothing but the time.
-        with ThreadPoolExecutor(os.cpu_count()) as threads:
-            for batch, feed in enumerate(feeds):
-                values = dict(zip(names, run_session(session, feed, f"calibration batch {batch}"), strict=True))
-                values.update(feed)
-                list(threads.map(_look, watches, repeat(values)))
-            for watch, params in zip(watches, threads.map(_search, watches), strict=True):
-                _conclude(state, watch, params)
+    def find(state: QuantState) -> None:
+        served = _layers_by_watch(state, run.first)
+        watches = [watch for watch, _ in served]
+        memory = available_memory() // 2 if run.memory_limit is None else run.memory_limit
+        budget = Budget(cores=available_cores(), memory=memory)
+        model = _calibration_model(state)
+        for group in sweeps(watches, budget):
+            if run.executor is None:
+                observe_batches(model, group, run.feeds, budget)
+            else:
+                observe_sharded(model, group, run.feeds, budget, run.executor)
+        del model
+        with ThreadPoolExecutor(budget.cores) as threads:
+            for (_, layers), found in zip(served, threads.map(_search, watches), strict=True):
+                _conclude(state, layers, found)
 
     return Pass(
         name="observe",
-        run=run,
+        run=find,
         requires=(PLANNED, WEIGHTS_KNOWN, STANDARD_ONLY),
         ensures=(ACTIVATIONS_KNOWN,),
     )
 
 
-def _watches(state: QuantState) -> list[_Watch]:
-    """One observer for each tensor and way of observing it."""
+def warm_up_beside(plan: QuantPlan) -> None:
+    """Compile the kernels that the plan needs in a thread of their own; who needs them earlier waits for it."""
+    used = {type(layer.activation) for layer in plan.layers.values()}
+    kernels = [warm_up for algorithm, warm_up in ((Ifmr, ifmr.warm_up), (Hfmg, hfmg.warm_up)) if algorithm in used]
+    Thread(target=lambda: [warm_up() for warm_up in kernels], name="amct_onnx-compile").start()
+
+
+def _layers_by_watch(state: QuantState, first: Feed) -> list[tuple[Watch, list[str]]]:
+    """One observer for each tensor and way of observing it, and the layers that it serves."""
     nodes = {node.name: node for node in state.graph.nodes}
-    found: dict[tuple[str, Ifmr | Hfmg], _Watch] = {}
+    sizes = _Sizes(infer_types(state.graph, {name: array.shape for name, array in first.items()}))
+    found: dict[tuple[str, Ifmr | Hfmg], tuple[Watch, list[str]]] = {}
     for layer in state.layers():
         tensor = nodes[layer.name].inputs[0].name
         key = (tensor, layer.activation)
         if key not in found:
-            found[key] = _Watch(tensor=tensor, observer=_observer_for(layer), layers=[])
-        found[key].layers.append(layer.name)
+            size = 0 if tensor in first else sizes.of(tensor)
+            in_order = isinstance(layer.activation, Hfmg)
+            found[key] = (Watch(tensor=tensor, observer=_observer_for(layer), in_order=in_order, size=size), [])
+        found[key][1].append(layer.name)
     return list(found.values())
+
+
+class _Sizes:
+    """Bytes of tensors in one batch; a tensor of unknown shape counts as much as the largest of the known ones."""
+
+    def __init__(self, types: Mapping[str, TensorType]) -> None:
+        self._known = {
+            name: 4 * math.prod(d for d in known.shape if d is not None)
+            for name, known in types.items()
+            if known.shape is not None and None not in known.shape
+        }
+        self._largest = max(self._known.values(), default=0)
+
+    def of(self, tensor: str) -> int:
+        return self._known.get(tensor, self._largest)
 
 
 def _observer_for(layer: LayerPlan) -> Observer:
@@ -106,35 +120,28 @@ def _observer_for(layer: LayerPlan) -> Observer:
     return HfmgObserver(layer.activation, asymmetric=asymmetric)
 
 
-def _calibration_graph(state: QuantState, watches: Iterable[_Watch]) -> Graph:
-    """A copy of the graph with fake-quantized weights and the watched tensors as outputs."""
+def _calibration_model(state: QuantState) -> LightModel:
+    """The float model with fake-quantized weights."""
     graph = state.graph.copy()
     planned = state.plan.layers
     for node in graph.nodes:
         if node.name in planned and has_weight(node) and node.op != "ConvTranspose":
-            set_constant(node.inputs[1], _fake_quantized(state, node))
-    fed = {tensor.name for tensor in graph.inputs}
-    seen = {tensor.name for tensor in graph.outputs} | fed
-    tensors = {tensor.name: tensor for node in graph.nodes for tensor in node.outputs}
-    for watch in watches:
-        if watch.tensor not in seen:
-            seen.add(watch.tensor)
-            graph.outputs.append(tensors[watch.tensor])
-    return graph
+            set_input(node, 1, graph.new_constant(node.inputs[1].name, _fake_quantized(state, node)))
+    return graph.to_light()
 
 
-def _fake_quantized(state: QuantState, node: Node) -> NDArray[Any]:
-    params = state.weights[node.name]
-    weight = weight_of(node)
-    fake = dequantize(channels_first(node, integers_of(state, node)), params)
-    return channels_restored(node, fake).astype(weight.dtype)
+def _fake_quantized(state: QuantState, node: Node) -> ComputedArray:
+    params, layout = state.weights[node.name], layout_of(node)
+    dtype = np.dtype(node.inputs[1].dtype)
+
+    def fake(weight: NDArray[Any]) -> NDArray[Any]:
+        integers = quantize(layout.channels_first(weight), params)
+        return layout.restored(dequantize(integers, params)).astype(dtype)
+
+    return derived(node.inputs[1], dtype, node.inputs[1].shape, fake)
 
 
-def _look(watch: _Watch, values: Mapping[str, NDArray[Any]]) -> None:
-    watch.observer.update(values[watch.tensor])
-
-
-def _search(watch: _Watch) -> QuantParams | str:
+def _search(watch: Watch) -> QuantParams | str:
     """What was found, or why nothing can be."""
     if not watch.observer.finite:
         return f"its input {watch.tensor!r} holds NaN or inf on the calibration data"
@@ -143,9 +150,9 @@ def _search(watch: _Watch) -> QuantParams | str:
     return watch.observer.params()
 
 
-def _conclude(state: QuantState, watch: _Watch, found: QuantParams | str) -> None:
+def _conclude(state: QuantState, layers: Iterable[str], found: QuantParams | str) -> None:
     """Write the parameters into the table, or leave the layers float where there are none."""
-    for layer in watch.layers:
+    for layer in layers:
         if isinstance(found, str):
             state.left_float[layer] = found
         elif state.plan.fp16_scales:

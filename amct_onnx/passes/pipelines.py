@@ -13,7 +13,7 @@ from amct_onnx.passes.lower_ascend import LOWER_ASCEND
 from amct_onnx.passes.merge_quants import MERGE_QUANTS
 from amct_onnx.passes.name_nodes import NAME_NODES
 from amct_onnx.passes.normalise_gemm import NORMALISE_GEMM
-from amct_onnx.passes.observe import Feeds, observe
+from amct_onnx.passes.observe import CalibrationRun, observe
 from amct_onnx.passes.quantize_weights import FIND_WEIGHT_SCALES, STORE_INTEGER_WEIGHTS
 from amct_onnx.passes.remove_identities import REMOVE_IDENTITIES
 from amct_onnx.passes.split_shared import SPLIT_SHARED
@@ -34,11 +34,11 @@ FUSE: tuple[Pass, ...] = (FUSE_BATCH_NORM,)
 """Folds what the plan allows; after it the float graph is final."""
 
 
-def calibrate(feeds: Feeds) -> tuple[Pass, ...]:
+def calibrate(run: CalibrationRun) -> tuple[Pass, ...]:
     """Fills in the parameters of every layer from calibration data."""
     return (
         FIND_WEIGHT_SCALES,  # first: activations are observed behind quantized weights
-        observe(feeds),
+        observe(run),
         FIT_BIASES,
     )
 

@@ -9,10 +9,11 @@ import numpy as np
 from amct_onnx.errors import ModelError
 from amct_onnx.kernels.arq import Arq, arq
 from amct_onnx.kernels.quant_params import FLT_EPS, QuantParams, quantize
-from amct_onnx.passes.graph import Array, Node, constant_input, set_input
+from amct_onnx.passes.graph import Array, Node, constant_input, derived, set_input
 from amct_onnx.passes.invariants import PLANNED, UNSHARED, WEIGHTS_KNOWN
-from amct_onnx.passes.layers import bias_input, channels_first, channels_restored, has_weight, weight_of
+from amct_onnx.passes.layers import bias_input, channels_first, has_weight, layout_of, weight_of
 from amct_onnx.passes.state import Pass, QuantState
+from amct_onnx.passes.weights import ComputedArray
 
 _IDLE_SCALE = np.float32(2.0**-10)
 """Scale of channels without weights where no other channel of the layer has any."""
@@ -53,9 +54,13 @@ def _with_usable_scales(params: QuantParams, weight: Array) -> QuantParams:
     return replace(params, scale=scale.astype(np.float32))
 
 
-def integers_of(state: QuantState, node: Node) -> Array:
+def integers_of(state: QuantState, node: Node) -> ComputedArray:
     """The layer's weight as integers, in its own layout."""
-    return channels_restored(node, quantize(channels_first(node, weight_of(node)), state.weights[node.name]))
+    params, layout = state.weights[node.name], layout_of(node)
+    dtype = np.int8 if params.num_bits <= 8 else np.int16
+    return derived(
+        node.inputs[1], dtype, node.inputs[1].shape, lambda w: layout.restored(quantize(layout.channels_first(w), params))
+    )
 
 
 def _store_integers(state: QuantState) -> None:

@@ -1,10 +1,17 @@
-"""Opens models in onnxruntime, large ones too, and puts its complaints into a sentence of ours."""
+"""Opens models in onnxruntime and runs them, and puts its complaints into a sentence of ours.
+
+Large weights are handed over as they lie in memory or in their file: nothing is written out or read back. The same
+model and the same data give the same bits in every session, whatever the number of threads.
+"""
 
 from __future__ import annotations
 
+import shutil
 import tempfile
+import weakref
 import zlib
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,42 +21,106 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from amct_onnx.errors import ModelError
-from amct_onnx.passes.graph import LARGEST_MESSAGE, RANDOM, all_graphs, weight_bytes
+from amct_onnx.passes.graph import RANDOM
+from amct_onnx.passes.protos import all_graphs
+from amct_onnx.passes.weights import LightModel, StoredArray, Weight, detached, loaded
+
+_LARGE = 1 << 29
+"""Bytes of weights above which onnxruntime reads them from a file, which it maps, and lays out no copy for speed."""
 
 
-def open_session(model: onnx.ModelProto, what: str, *, optimize: bool = True) -> onnxruntime.InferenceSession:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Session:
+    """A model that is ready to run.
+
+    inner: onnxruntime's session.
+    outputs: the names of what it gives.
+    kept: what must live as long: weights that onnxruntime reads where they are, or the folder of their file.
+    """
+
+    inner: onnxruntime.InferenceSession
+    outputs: list[str]
+    kept: list[object]
+
+    def run(self, feed: Mapping[str, NDArray[Any]], what: str) -> dict[str, NDArray[Any]]:
+        """Every output for one feed. May be called from several threads at once.
+
+        Raises:
+            ModelError: the run fails; `what` says where.
+        """
+        try:
+            values = self.inner.run(None, dict(feed))
+        except Exception as error:
+            raise ModelError(f"onnxruntime fails to run the model on {what}: {_in_one_line(error)}") from error
+        return {name: np.asarray(value) for name, value in zip(self.outputs, values, strict=True)}
+
+
+def open_session(
+    model: onnx.ModelProto | LightModel, what: str, *, optimize: bool = True, threads: int = 0
+) -> Session:
     """A session over a model. Noise that the model makes is the same in every session.
 
+    Args:
+        model: stays as it is.
+        what: what to call it in errors.
+        optimize: let onnxruntime rewrite the graph.
+        threads: that work on one run; 0 for one per core.
+
     Raises:
-        ModelError: onnxruntime does not accept the model; `what` says which.
+        ModelError: onnxruntime does not accept the model.
     """
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
+    options.intra_op_num_threads = threads
+    options.use_deterministic_compute = True
     # Idle threads would take the processor from the observers, which work while the session rests.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     if not optimize:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:
-        model = _seeded(model)
-        if weight_bytes(model) < LARGEST_MESSAGE:
-            return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-        return _open_large(model, options)
+        light = detached(model)
+        light = replace(light, proto=_seeded(light.proto))
+        if sum(weight.nbytes for weight in light.weights.values()) > _LARGE:
+            return _open_large(light, options)
+        return _open(light.proto, light.weights, options)
     except Exception as error:
         raise ModelError(f"onnxruntime does not accept {what}: {_in_one_line(error)}") from error
 
 
-def run_session(
-    session: onnxruntime.InferenceSession, feed: Mapping[str, NDArray[Any]], what: str
-) -> list[NDArray[Any]]:
-    """Every output for one feed.
+def _open(
+    proto: onnx.ModelProto, weights: Mapping[str, Weight], options: onnxruntime.SessionOptions, *kept: object
+) -> Session:
+    values = {
+        name: onnxruntime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(loaded(weight)))
+        for name, weight in weights.items()
+    }
+    options.add_external_initializers(list(values), list(values.values()))
+    inner = onnxruntime.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    outputs = [output.name for output in inner.get_outputs()]
+    return Session(inner=inner, outputs=outputs, kept=[*values.values(), *kept])
 
-    Raises:
-        ModelError: the run fails; `what` says where.
-    """
-    try:
-        return [np.asarray(value) for value in session.run(None, dict(feed))]
-    except Exception as error:
-        raise ModelError(f"onnxruntime fails to run the model on {what}: {_in_one_line(error)}") from error
+
+def _open_large(light: LightModel, options: onnxruntime.SessionOptions) -> Session:
+    """Let onnxruntime map the weights from their file; where they are in none, or in several, from a temporary one."""
+    options.add_session_config_entry("session.disable_prepacking", "1")
+    rest = {name: weight for name, weight in light.weights.items() if not isinstance(weight, StoredArray)}
+    folders = {weight.path.parent for weight in light.weights.values() if isinstance(weight, StoredArray)}
+    kept: list[object] = []
+    if len(folders) != 1 or sum(weight.nbytes for weight in rest.values()) > _LARGE:
+        temporary = _TemporaryFolder()
+        light, rest, folders = light.beside(temporary.path), {}, {temporary.path}
+        kept.append(temporary)
+    (folder,) = folders
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
+    return _open(light.referring(), rest, options, *kept)
+
+
+class _TemporaryFolder:
+    """A folder that goes when this does."""
+
+    def __init__(self) -> None:
+        self.path = Path(tempfile.mkdtemp(prefix="amct_onnx-"))
+        weakref.finalize(self, shutil.rmtree, self.path, ignore_errors=True)
 
 
 def _in_one_line(error: Exception) -> str:
@@ -73,12 +144,3 @@ def _unseeded(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
         for node in graph.node:
             if node.op_type in RANDOM and not any(attribute.name == "seed" for attribute in node.attribute):
                 yield node
-
-
-def _open_large(model: onnx.ModelProto, options: onnxruntime.SessionOptions) -> onnxruntime.InferenceSession:
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "model.onnx"
-        copy = onnx.ModelProto()
-        copy.CopyFrom(model)
-        onnx.save_model(copy, str(path), save_as_external_data=True, location="weights")
-        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])

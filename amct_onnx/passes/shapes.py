@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import onnx
+from onnx.helper import make_tensor_value_info
 
 from amct_onnx.passes.graph import Graph, is_standard
 
@@ -23,13 +25,19 @@ class TensorType:
     shape: tuple[int | None, ...] | None
 
 
-def infer_types(graph: Graph) -> dict[str, TensorType]:
-    """Types of the tensors of the main graph; a tensor of which nothing is known is absent."""
+def infer_types(graph: Graph, fed: Mapping[str, Sequence[int]] | None = None) -> dict[str, TensorType]:
+    """Types of the tensors of the main graph; a tensor of which nothing is known is absent.
+
+    fed: inputs -> the shape that they have in a certain run.
+    """
     skeleton = graph.to_skeleton(_SMALL)
     # Exporters note the sizes that they traced with, also where an axis is free: only the inputs are believed.
     # Of the operators of other domains nothing is known but what the file says.
     foreign = {tensor.name for node in graph.nodes if not is_standard(node) for tensor in node.outputs}
     noted = [value for value in skeleton.graph.value_info if value.name in foreign]
+    for value in skeleton.graph.input:
+        if fed is not None and value.name in fed:
+            value.CopyFrom(make_tensor_value_info(value.name, value.type.tensor_type.elem_type, fed[value.name]))
     del skeleton.graph.value_info[:]
     skeleton.graph.value_info.extend(noted)
     for output in skeleton.graph.output:

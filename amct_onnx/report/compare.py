@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from amct_onnx.errors import ModelError
 from amct_onnx.formats.model_file import read_model
-from amct_onnx.passes.session import open_session, run_session
+from amct_onnx.passes.session import open_session
+from amct_onnx.passes.weights import LightModel
 
 _QUANTIZED_ENDS = (".fakedequant.cast", ".fakedequant.mul", ".dequant")
 
@@ -42,8 +43,8 @@ class Comparison:
 
 
 def compare_models(
-    reference: str | os.PathLike[str] | onnx.ModelProto,
-    other: str | os.PathLike[str] | onnx.ModelProto,
+    reference: str | os.PathLike[str] | onnx.ModelProto | LightModel,
+    other: str | os.PathLike[str] | onnx.ModelProto | LightModel,
     feeds: Iterable[Mapping[str, NDArray[Any]]],
     *,
     layers: bool = True,
@@ -53,18 +54,17 @@ def compare_models(
     Raises:
         ModelError: the models have no output in common, or one of them does not run.
     """
-    reference, other = read_model(reference), read_model(other)
-    outputs = [value.name for value in reference.graph.output if value.name in {v.name for v in other.graph.output}]
+    first, second = read_model(reference), read_model(other)
+    found = {value.name for value in second.proto.graph.output}
+    outputs = [value.name for value in first.proto.graph.output if value.name in found]
     if not outputs:
         raise ModelError("the two models have no output of the same name")
-    twins = _layer_twins(reference, other) if layers else {}
-    ours = open_session(_exposing(reference, [pair[0] for pair in twins.values()]), "the float model")
-    theirs = open_session(_exposing(other, [pair[1] for pair in twins.values()]), "the quantized model")
-    names = [[out.name for out in session.get_outputs()] for session in (ours, theirs)]
+    twins = _layer_twins(first.proto, second.proto) if layers else {}
+    ours = open_session(_exposing(first, [pair[0] for pair in twins.values()]), "the float model")
+    theirs = open_session(_exposing(second, [pair[1] for pair in twins.values()]), "the quantized model")
     sums: dict[tuple[str, str], _Sums] = {}
     for batch, feed in enumerate(feeds):
-        x = dict(zip(names[0], run_session(ours, feed, f"batch {batch}"), strict=True))
-        y = dict(zip(names[1], run_session(theirs, feed, f"batch {batch}"), strict=True))
+        x, y = ours.run(feed, f"batch {batch}"), theirs.run(feed, f"batch {batch}")
         for name in outputs:
             sums.setdefault(("output", name), _Sums()).add(x[name], y[name])
         for layer, (here, there) in twins.items():
@@ -76,15 +76,14 @@ def compare_models(
 
 
 def compare_outputs(
-    expected: Mapping[str, NDArray[Any]], model: onnx.ModelProto, feed: Mapping[str, NDArray[Any]], what: str
+    expected: Mapping[str, NDArray[Any]], model: LightModel, feed: Mapping[str, NDArray[Any]], what: str
 ) -> dict[str, TensorError]:
     """Run a model over one feed and compare its outputs with those expected; `what` names it in errors.
 
     Raises:
         ModelError: it does not run, or gives NaN or inf where finite values are expected.
     """
-    session = open_session(model, what)
-    found = dict(zip([out.name for out in session.get_outputs()], run_session(session, feed, "batch 0"), strict=True))
+    found = open_session(model, what).run(feed, "batch 0")
     errors = {}
     for name in expected:
         if _is_finite(expected[name]) and not _is_finite(found[name]):
@@ -165,13 +164,13 @@ def _layer_behind(name: str) -> str | None:
     return next((name.removesuffix(end) for end in _QUANTIZED_ENDS if name.endswith(end)), None)
 
 
-def _exposing(model: onnx.ModelProto, tensors: Iterable[str]) -> onnx.ModelProto:
-    """A copy of the model with more outputs."""
+def _exposing(model: LightModel, tensors: Iterable[str]) -> LightModel:
+    """The model with more outputs."""
     copy = onnx.ModelProto()
-    copy.CopyFrom(model)
+    copy.CopyFrom(model.proto)
     present = {value.name for value in copy.graph.output}
     for name in tensors:
         if name not in present:
             present.add(name)
             copy.graph.output.add().name = name
-    return copy
+    return replace(model, proto=copy)
