@@ -1,23 +1,32 @@
 """Writes a deploy model out in standard operators that compute exactly what its integers do.
 
 An int8 tensor between AscendQuant and a layer becomes a float32 tensor that holds q - offset, so that padding by zeros
-is padding by the offset. A layer multiplies these by its integer weights in float32 where no sum can leave 2^24, which
-the weights themselves show, and is exact then in whatever order it is added up; else in onnxruntime's integer
-operators. Accumulators are int32. Casts stand between the layer and its scale: they keep onnxruntime from multiplying
-the scale into the weights.
+is padding by the offset. Accumulators are int32, those of pooling float32. Casts stand between the layer and its scale:
+they keep onnxruntime from multiplying the scale into the weights.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from onnx import TensorProto
 
-from amct_onnx.deploy.merging import MERGED
-from amct_onnx.deploy.profiles import Profile
+from amct_onnx.deploy.edits import Chain, Edits
+from amct_onnx.deploy.integer_layers import LAYERS, add_constant
+from amct_onnx.deploy.merging import MERGED, merge_requants
+from amct_onnx.deploy.operands import (
+    Integers,
+    Sums,
+    check_ends,
+    guarded,
+    integers_of,
+    label_of,
+    lift_constants,
+    scale_words,
+    settle_operand,
+)
+from amct_onnx.deploy.profiles import HALF_MAX, HALF_MIN_NORMAL, Profile
 from amct_onnx.errors import ModelError, NotAvailableError
 from amct_onnx.kernels.quant_params import truncate_to_s19
 from amct_onnx.passes.graph import (
@@ -25,39 +34,26 @@ from amct_onnx.passes.graph import (
     Graph,
     Node,
     Tensor,
-    constant_input,
-    derived,
     has_input,
     is_standard,
     producer,
+    reads,
     set_input,
-    unique_name,
 )
-from amct_onnx.passes.layers import layout_of
 
-EXACT = 1 << 24
-"""Sums of integers up to here are exact in float32, whatever the order."""
+_ACROSS = frozenset({"Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "DepthToSpace", "SpaceToDepth"})
+_ACROSS |= {"Expand", "Tile", "Gather"}
+"""Operators that hand values on as they are, and may put the channels elsewhere."""
 
-_HALF_MAX = 65504.0
-_HALF_MIN_NORMAL = 2.0**-14
+_ALONG = frozenset({"Concat", "Identity", "MaxPool", "Pad", "Slice", "Split"})
+"""Operators that hand values on as they are and leave the channels on their axis."""
 
-_MOVES = frozenset({"Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Split", "Concat", "Slice", "Identity"})
-_MOVES |= {"Pad", "MaxPool", "DepthToSpace", "SpaceToDepth", "Expand", "Tile", "Gather"}
-"""Operators that hand integers on as they are."""
+_SHAPES = frozenset({"Shape", "Size"})
 
+_FLOAT_MAX = float(np.finfo(np.float32).max)
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Integers:
-    """What a tensor of quantized values holds: q in [low, high], meaning (q - offset) * scale."""
-
-    offset: int
-    low: int
-    high: int
-
-    @property
-    def largest(self) -> int:
-        """Of |q - offset|."""
-        return max(self.high - self.offset, self.offset - self.low)
+_FOLDS_SCALES = frozenset({"Add", "BatchNormalization", "Conv", "ConvTranspose", "Gemm", "MatMul", "Mul"})
+"""Float operators into whose weights onnxruntime would multiply the scale of an AscendQuant behind them."""
 
 
 def lower(graph: Graph, profile: Profile) -> None:
@@ -65,11 +61,17 @@ def lower(graph: Graph, profile: Profile) -> None:
 
     Raises:
         ModelError: the graph is no deploy model, or quantized values reach an operator that cannot take them.
-        NotAvailableError: a form that is not simulated: shifts, 16-bit activations, recurrent layers.
+        NotAvailableError: a form that is not simulated: shifts, activations of 4 or 16 bits, recurrent layers.
     """
+    if graph.opset < 11:
+        raise NotAvailableError(f"the model's operator set is {graph.opset}; 11 and later are simulated")
+    lift_constants(graph)
+    check_ends(graph)
+    merge_requants(graph, profile)
     lowering = _Lowering(graph, profile)
     for node in list(graph.nodes):
-        lowering.lower(node)
+        guarded(node, lambda node=node: lowering.lower(node))  # type: ignore[misc]
+    lowering.check_outputs()
 
 
 class _Lowering:
@@ -78,366 +80,223 @@ class _Lowering:
     def __init__(self, graph: Graph, profile: Profile) -> None:
         self.graph = graph
         self.profile = profile
-        self.names = graph.tensor_names()
-        self.node_names = graph.node_names()
-        self.integers: dict[int, Integers] = {}  # id of a tensor that holds q - offset as float32
-        self.ranks: dict[int, int] = {}  # id of an accumulator -> axes behind its channel axis 1; 0: channels are last
+        self.edits = Edits(graph)
+        self.known: dict[int, Integers | Sums] = {}  # by the id of the tensor
         self._alive: list[Tensor] = []  # what these ids belong to
 
     def lower(self, node: Node) -> None:
         if is_standard(node) and node.op == "AscendQuant":
             self._quant(node)
-        elif is_standard(node) and node.op == "AscendDequant":
+            return
+        if is_standard(node) and node.op == "AscendDequant":
             self._dequant(node)
+            return
+        if not any(id(tensor) in self.known for tensor in reads(node)) or node.op in _SHAPES:
+            return
+        state = self.known.get(id(node.inputs[0])) if node.inputs else None
+        if is_standard(node) and node.op in LAYERS and isinstance(state, Integers):
+            self._layer(node, state)
         elif is_standard(node) and node.op == "AscendAntiQuant":
             self._anti_quant(node)
-        elif is_standard(node) and node.op.startswith("Basic"):
-            raise NotAvailableError(f"node {node.name!r}: {node.op} is not simulated yet")
-        elif any(id(tensor) in self.integers for tensor in node.inputs):
-            self._over_integers(node)
-        else:
-            found = [self.ranks[id(tensor)] for tensor in node.inputs if id(tensor) in self.ranks]
-            if found:
-                for tensor in node.outputs:
-                    self._note_sum(tensor, found[0])
-
-    def _note_sum(self, tensor: Tensor, axes: int) -> None:
-        self._alive.append(tensor)
-        self.ranks[id(tensor)] = axes
-
-    def _note_integers(self, tensor: Tensor, known: Integers) -> None:
-        self._alive.append(tensor)
-        self.integers[id(tensor)] = known
-
-    def _over_integers(self, node: Node) -> None:
-        known = self.integers.get(id(node.inputs[0]))
-        if is_standard(node) and node.op in _LAYERS and known is not None:
-            _LAYERS[node.op](self, node, known)
-        elif is_standard(node) and node.op in _MOVES:
+        elif is_standard(node) and node.op in _ALONG | _ACROSS:
             self._move(node)
+        elif is_standard(node) and node.op == "Add":
+            self._add(node)
         else:
+            self._refuse(node)
+
+    def _note(self, tensor: Tensor, known: Integers | Sums) -> None:
+        self._alive.append(tensor)
+        self.known[id(tensor)] = known
+
+    def _refuse(self, node: Node) -> None:
+        found = [self.known[id(tensor)] for tensor in reads(node) if id(tensor) in self.known]
+        if isinstance(found[0], Sums):
             raise ModelError(
-                f"node {node.name!r} ({node.op}) reads quantized values, which only Conv, ConvTranspose, Gemm, MatMul, "
-                "AveragePool and operators that move data can take"
+                f"{label_of(node)} reads an accumulator, which only AscendDequant, the Add of an int32 constant and "
+                "operators that move data can take"
             )
+        raise ModelError(
+            f"{label_of(node)} reads quantized values, which only Conv, ConvTranspose, Gemm, MatMul, AveragePool and "
+            "operators that move data can take"
+        )
+
+    def check_outputs(self) -> None:
+        """No output of the model is quantized."""
+        for tensor in self.graph.outputs:
+            if id(tensor) in self.known:
+                raise ModelError(f"output {tensor.name!r} of the model holds integers; AscendDequant must give it")
+
+    def _layer(self, node: Node, known: Integers) -> None:
+        if node.op == "MatMul" and id(node.inputs[1]) in self.known:
+            raise NotAvailableError(f"{label_of(node)} of two quantized activations is not simulated yet")
+        if any(id(tensor) in self.known for tensor in list(node.inputs)[1:]):
+            raise ModelError(f"{label_of(node)} has a weight or a bias that is computed from quantized values")
+        result = node.outputs[0]
+        self._note(result, LAYERS[node.op](self.edits, node, known))
+
+    def _add(self, node: Node) -> None:
+        states = [self.known.get(id(tensor)) for tensor in node.inputs]
+        sums = [state for state in states if isinstance(state, Sums)]
+        if len(states) != 2 or len(sums) != 1 or states.count(None) != 1:
+            self._refuse(node)
+        bias = settle_operand(self.graph, node, states.index(None), self.edits.names)
+        if bias is None or bias.dtype != np.int32:
+            raise ModelError(f"{label_of(node)} adds something else than an int32 constant to an accumulator")
+        result = node.outputs[0]
+        result.dtype = result.shape = None
+        self._note(result, add_constant(self.edits, node, bias, sums[0]))
 
     def _move(self, node: Node) -> None:
-        found = {self.integers.get(id(tensor)) for tensor in _data_inputs(node)}
-        if len(found) > 1 or None in found:
-            raise ModelError(f"node {node.name!r} ({node.op}) joins tensors that are not quantized alike")
-        (known,) = found
-        assert known is not None
+        data = list(node.inputs) if node.op == "Concat" else list(node.inputs)[:1]
+        states = [self.known.get(id(tensor)) for tensor in data]
+        others = [tensor for tensor in list(node.inputs)[len(data) :] if id(tensor) in self.known]
+        first = states[0]
+        if first is None or others or any(type(state) is not type(first) for state in states):
+            raise ModelError(f"{label_of(node)} joins quantized values with others, or takes them for a shape")
+        result: Integers | Sums
+        if isinstance(first, Integers):
+            if any(state != first for state in states):
+                raise ModelError(f"{label_of(node)} joins tensors that are quantized with different offsets")
+            result = first
+        else:
+            result = _moved(node, [state for state in states if isinstance(state, Sums)])
         if node.op == "Pad":
-            value = constant_input(node, 2) if has_input(node, 2) else np.zeros(())
-            if value is None or node.attrs.get("mode", "constant") != "constant":
-                raise ModelError(f"Pad {node.name!r} of quantized values must have a constant value")
-            padding = np.asarray(float(value.ravel()[0]) - known.offset, np.float32)
-            set_input(node, 2, self._constant(f"{node.name}.value", padding))
+            self._fill(node, first)
         for tensor in node.outputs:
-            self._note_integers(tensor, known)
+            tensor.dtype = None
+        if node.op == "MaxPool":
+            for tensor in list(node.outputs)[1:]:
+                if tensor.outputs or self.graph.is_output(tensor):
+                    raise ModelError(f"{label_of(node)} over quantized values gives indices, which nothing can take")
+            if isinstance(first, Sums):  # onnxruntime has none over int32
+                chain = self.edits.before(node).cast(TensorProto.DOUBLE).add("MaxPool", **node.attrs)
+                self._note(self.edits.stand_in(node, chain.cast(TensorProto.INT32)), result)
+                return
+        for tensor in node.outputs:
+            self._note(tensor, result)
+
+    def _fill(self, node: Node, known: Integers | Sums) -> None:
+        """What a Pad fills with, in terms of the tensor that it pads now."""
+        if isinstance(known, Sums):
+            raise ModelError(f"{label_of(node)} pads an accumulator")
+        if node.attrs.get("mode", "constant") != "constant":
+            return
+        value = settle_operand(self.graph, node, 2, self.edits.names) if has_input(node, 2) else np.zeros(1)
+        if value is None or value.size != 1 or not known.low <= float(value.ravel()[0]) <= known.high:
+            raise ModelError(f"{label_of(node)} of quantized values must have a constant value from -128 to 127")
+        padding = np.asarray(float(value.ravel()[0]) - known.offset, np.float32)
+        set_input(node, 2, self.edits.constant(f"{node.name}.value", padding))
 
     # AscendQuant and AscendAntiQuant
 
     def _quant(self, node: Node) -> None:
-        known = _integers_of(node)
+        known = integers_of(node)
+        if id(node.inputs[0]) in self.known:
+            self._refuse(node)
         scale, offset = np.float32(node.attrs["scale"]), np.float32(known.offset)
-        steps = _Steps(self, node, node.inputs[0])
-        steps.add("Cast", to=int(TensorProto.FLOAT))
+        chain = self.edits.before(node).cast(TensorProto.FLOAT)
         if node.attrs.get(MERGED):
-            steps.add("Round")
-            steps.add("Clip", np.float32(-256), np.float32(255))
-            steps.add("Add", offset)
+            chain.add("Round").add("Clip", np.float32(-256), np.float32(255)).add("Add", offset)
         elif self.profile.half_quant:
-            self._half_quant(steps, scale, offset)
+            _half_quant(chain, scale, offset)
         else:
-            steps.add("Mul", scale)
+            before = producer(node.inputs[0])
+            if before is not None and before.op in _FOLDS_SCALES:
+                chain.add("Clip", np.float32(-_FLOAT_MAX), np.float32(_FLOAT_MAX))
+            chain.add("Mul", scale)
             if offset:
-                steps.add("Add", offset)
-        steps.add("Round")
-        steps.add("Clip", np.float32(known.low), np.float32(known.high))
+                chain.add("Add", offset)
+        chain.add("Round")
+        rounded = chain.value
+        chain.add("IsNaN").add("Where", np.float32(0), rounded)  # as the chip's casts do
+        chain.add("Clip", np.float32(known.low), np.float32(known.high))
         if offset:
-            steps.add("Sub", offset)
-        self._stand_in(node, steps)
-        self._note_integers(steps.value, known)
-
-    def _half_quant(self, steps: _Steps, scale: np.float32, offset: np.float32) -> None:
-        steps.add_half()
-        if scale != 1:
-            by_root = not _HALF_MIN_NORMAL <= scale <= _HALF_MAX
-            factor = np.float32(np.float16(np.sqrt(scale) if by_root else scale))
-            for _ in range(2 if by_root else 1):
-                steps.add("Mul", factor)
-                steps.add_half()
-        if offset or scale == 1:
-            steps.add("Add", np.float32(np.float16(offset)))
-            steps.add_half()
+            chain.add("Sub", offset)
+        self._note(self.edits.stand_in(node, chain), known)
 
     def _anti_quant(self, node: Node) -> None:
-        known = self.integers.get(id(node.inputs[0]))
-        if known is None or int(node.attrs.get("offset", 0)) != known.offset:
-            raise ModelError(f"AscendAntiQuant {node.name!r} does not undo the AscendQuant before it")
-        steps = _Steps(self, node, node.inputs[0])
-        steps.add("Mul", np.float32(node.attrs["scale"]))
+        known = self.known.get(id(node.inputs[0]))
+        if not isinstance(known, Integers) or integers_of(node).offset != known.offset:
+            raise ModelError(f"{label_of(node)} does not undo the AscendQuant before it")
+        scale = np.float32(node.attrs["scale"])
+        if self.profile.half_quant:
+            scale = np.float32(np.float16(scale))
+        chain = self.edits.before(node).add("Mul", scale)
         if self.profile.half_result:
-            steps.add_half()
+            chain.half()
+        if self._gives_half(node, known):
+            chain.cast(TensorProto.FLOAT16)
+        self.edits.stand_in(node, chain)
+
+    def _gives_half(self, node: Node, known: Integers | Sums) -> bool:
+        """Whether the result is float16; in float16 networks AMCT says float32 and means float16."""
+        declared: Any = node.outputs[0].dtype
         if node.attrs.get("dtype", 0) == 1:
-            steps.add("Cast", to=int(TensorProto.FLOAT16))
-        self._stand_in(node, steps)
-
-    # Layers
-
-    def conv(self, node: Node, known: Integers) -> None:
-        """Conv, or ConvInteger where float32 would not be exact."""
-        weight, bias, result = self._weight_of(node), self._bias_of(node), node.outputs[0]
-        axes = weight.ndim - 2
-        if self._exact(node, weight, bias, known):
-            self._in_float(node, bias)
-        else:
-            self._in_integers(node, "ConvInteger", known, bias, (1, -1, *[1] * axes))
-        self._note_sum(result, axes)
-
-    def conv_transpose(self, node: Node, known: Integers) -> None:
-        """ConvTranspose in float32; in two halves, 16 * high + low, where the whole would not be exact."""
-        weight, bias, result = self._weight_of(node), self._bias_of(node), node.outputs[0]
-        if self._exact(node, weight, bias, known):
-            self._in_float(node, bias)
-        else:
-            self._in_halves(node, weight, bias, known)
-        self._note_sum(result, weight.ndim - 2)
-
-    def gemm(self, node: Node, known: Integers) -> None:
-        """Gemm of [K, N] weights."""
-        plain = {"transA": 0, "transB": 0, "alpha": 1.0, "beta": 1.0}
-        if odd := [name for name, value in plain.items() if node.attrs.get(name, value) != value]:
-            raise ModelError(f"Gemm {node.name!r} of quantized values has {odd[0]}={node.attrs[odd[0]]}")
-        weight, bias, result = self._weight_of(node), self._bias_of(node), node.outputs[0]
-        if self._exact(node, weight, bias, known):
-            self._in_float(node, bias)
-        else:
-            node.attrs.clear()
-            self._in_integers(node, "MatMulInteger", known, bias, (1, -1))
-        self._note_sum(result, 0)
-
-    def matmul(self, node: Node, known: Integers) -> None:
-        """MatMul by constant weights; its bias is an Add of int32 behind it, which stays."""
-        if self.integers.get(id(node.inputs[1])) is not None:
-            raise NotAvailableError(f"MatMul {node.name!r} of two quantized activations is not simulated yet")
-        weight, result = self._weight_of(node), node.outputs[0]
-        if self._exact(node, weight, None, known):
-            self._in_float(node, None)
-        else:
-            self._in_integers(node, "MatMulInteger", known, None, ())
-        self._note_sum(result, 0)
-
-    def average_pool(self, node: Node, known: Integers) -> None:
-        """The exact sum of the window, divided by its size: sums are small, so rounding the mean back gives them."""
-        result = node.outputs[0]
-        area = np.float32(np.prod(node.attrs["kernel_shape"]))
-        attributes = {**node.attrs, "count_include_pad": 1}
-        steps = _Steps(self, node, node.inputs[0])
-        if node.attrs.get("ceil_mode", 0):
-            steps.add("AveragePool", **node.attrs)  # windows that hang over the edge have sizes of their own
-        else:
-            steps.add("AveragePool", **attributes)
-            steps.add("Mul", area)
-            steps.add("Round")
-            padded = any(node.attrs.get("pads", [])) or node.attrs.get("auto_pad", "NOTSET") not in ("NOTSET", "VALID")
-            if padded and not node.attrs.get("count_include_pad", 0):
-                sizes = _Steps(self, node, node.inputs[0])
-                sizes.add("Mul", np.float32(0))
-                sizes.add("Add", np.float32(1))
-                sizes.add("AveragePool", **attributes)
-                sizes.add("Mul", area)
-                sizes.add("Round")
-                steps.add_between("Div", sizes.value)
-            else:
-                steps.add("Div", area)
-        self._stand_in(node, steps)
-        self._note_sum(result, 2)
-
-    def _weight_of(self, node: Node) -> Array:
-        weight = constant_input(node, 1) if has_input(node, 1) else None
-        if weight is None or weight.dtype != np.int8:
-            found = "none" if weight is None else str(weight.dtype)
-            raise ModelError(
-                f"{node.op} {node.name!r} reads quantized values, but its weight is no int8 constant: {found}"
-            )
-        return weight
-
-    def _bias_of(self, node: Node) -> Array | None:
-        if not has_input(node, 2):
-            return None
-        bias = constant_input(node, 2)
-        if bias is None or bias.dtype != np.int32:
-            raise ModelError(f"{node.op} {node.name!r} reads quantized values, but its bias is no int32 constant")
-        return bias
-
-    def _exact(self, node: Node, weight: Array, bias: Array | None, known: Integers) -> bool:
-        """Whether no sum of the layer can leave what float32 counts exactly."""
-        channels = layout_of(node).channels_first(weight)
-        sums = np.abs(channels.astype(np.int64).reshape(channels.shape[0], -1)).sum(axis=1) * known.largest
-        return bool((sums + (0 if bias is None else np.abs(bias.astype(np.int64)))).max(initial=0) <= EXACT)
-
-    def _in_float(self, node: Node, bias: Array | None) -> None:
-        old = node.inputs[1]
-        as_float = derived(old, np.float32, old.shape, lambda w: w.astype(np.float32))
-        set_input(node, 1, self.graph.new_constant(self._name(f"{old.name}.float"), as_float))
-        if bias is not None:
-            set_input(node, 2, self._constant(f"{node.name}.bias", bias.astype(np.float32)))
-        self._insert_behind(node, "Cast", to=int(TensorProto.INT32))
-
-    def _in_integers(self, node: Node, op: str, known: Integers, bias: Array | None, shape: tuple[int, ...]) -> None:
-        """By an integer operator, over uint8: onnxruntime is slow over int8."""
-        zero = -known.low + known.offset  # q - offset + zero = q - low is from 0 on
-        steps = _Steps(self, node, node.inputs[0])
-        steps.add("Add", np.float32(zero))
-        steps.add("Cast", to=int(TensorProto.UINT8))
-        weight = node.inputs[1]
-        if bias is not None:
-            node.inputs.pop()
-        set_input(node, 0, steps.value)
-        set_input(node, 1, weight)
-        set_input(node, 2, self._constant(f"{node.name}.zero", np.asarray(zero, np.uint8)))
-        node.op = op
-        if bias is not None:
-            self._insert_behind(node, "Add", bias.reshape(shape))
-
-    def _in_halves(self, node: Node, weight: Array, bias: Array | None, known: Integers) -> None:
-        high = (weight.astype(np.int32) + 8) >> 4
-        low = weight - 16 * high
-        if not all(self._exact(node, part, None, known) for part in (high, low)):
-            raise NotAvailableError(f"{node.op} {node.name!r} has too many weights for one output to be simulated")
-        attributes = dict(node.attrs)
-        parts = []
-        for part, name in ((high, "high"), (low, "low")):
-            steps = _Steps(self, node, node.inputs[0])
-            steps.add("ConvTranspose", part.astype(np.float32), **attributes)
-            steps.add("Cast", to=int(TensorProto.INT32))
-            if name == "high":
-                steps.add("Mul", np.asarray(16, np.int32))
-            parts.append(steps)
-        parts[0].add_between("Add", parts[1].value)
-        if bias is not None:
-            parts[0].add("Add", bias.reshape(1, -1, *[1] * (weight.ndim - 2)))
-        self._stand_in(node, parts[0])
+            return True
+        if declared is None or isinstance(declared, int):
+            return known.is_half
+        return bool(np.dtype(declared) == np.float16)
 
     # AscendDequant
 
     def _dequant(self, node: Node) -> None:
         source = node.inputs[0]
-        if id(source) not in self.ranks:
-            raise ModelError(f"AscendDequant {node.name!r} reads {source.name!r}, which is no accumulator of a layer")
-        words = constant_input(node, 1) if len(node.inputs) == 2 else None
-        if words is None or words.dtype != np.uint64:
-            raise ModelError(f"the scale of AscendDequant {node.name!r} is no constant of type uint64")
-        if (words >> np.uint64(32)).any():
-            raise NotAvailableError(f"AscendDequant {node.name!r} shifts its accumulator, which is not simulated")
-        scale = words.astype(np.uint32).view(np.float32)
-        steps = _Steps(self, node, source)
-        steps.add("Cast", to=int(TensorProto.FLOAT))
-        self._scale(steps, node, scale, self.ranks[id(source)])
+        sums = self.known.get(id(source))
+        if not isinstance(sums, Sums):
+            raise ModelError(f"{label_of(node)} reads {source.name!r}, which is no accumulator of a layer")
+        scale = scale_words(self.graph, node, self.edits.names)
+        if scale.size > 1 and sums.channels not in (None, scale.size):
+            raise ModelError(f"{label_of(node)} has {scale.size} scales for {sums.channels} channels")
+        if scale.size > 1 and (sums.channel_axis is None or (sums.channel_axis == 1 and sums.rank is None)):
+            raise ModelError(f"{label_of(node)} has one scale per channel, but the channels were moved in between")
+        if scale.size > 1 and sums.channel_axis == 1 and sums.rank is not None:
+            scale = scale.reshape(-1, *[1] * (sums.rank - 2))
+        chain = self.edits.before(node).cast(TensorProto.FLOAT)
+        self._scale(chain, node, scale)
         if node.attrs.get("relu_flag", 0):
-            steps.add("Relu")
-        if node.attrs.get("dtype", 0) == 1:
-            steps.add("Cast", to=int(TensorProto.FLOAT16))
-        self._stand_in(node, steps)
+            chain.add("Relu")
+        if self._gives_half(node, sums) and not node.attrs.get(MERGED):
+            chain.cast(TensorProto.FLOAT16)
+        self.edits.stand_in(node, chain)
 
-    def _scale(self, steps: _Steps, node: Node, scale: Array, axes: int) -> None:
+    def _scale(self, chain: Chain, node: Node, scale: Array) -> None:
         by_root = bool(node.attrs.get("sqrt_mode", 0))
         if self.profile.scale == "truncated":
             scale = truncate_to_s19(scale)
         elif self.profile.scale == "half":
-            if not by_root and (scale < _HALF_MIN_NORMAL).any():
+            if not by_root and (scale < HALF_MIN_NORMAL).any():
                 by_root, scale = True, np.sqrt(scale)
-            scale = np.clip(scale, 0, _HALF_MAX).astype(np.float16).astype(np.float32)
-        if scale.size > 1 and axes:
-            scale = scale.reshape(1, -1, *[1] * axes)
+            scale = np.clip(scale, 0, HALF_MAX).astype(np.float16).astype(np.float32)
         for _ in range(2 if by_root else 1):
-            steps.add("Mul", scale)
+            chain.add("Mul", scale)
             if self.profile.half_result and not node.attrs.get(MERGED):
-                steps.add("Clip", np.float32(-_HALF_MAX), np.float32(_HALF_MAX))
-                steps.add_half()
-
-    # Edits
-
-    def _stand_in(self, node: Node, steps: _Steps) -> None:
-        """Let the last of the steps give what the node gave, under its name."""
-        result = node.outputs[0]
-        last = producer(steps.value)
-        assert last is not None
-        result.dtype = result.shape = None
-        self.graph.remove([node])
-        last.outputs[0] = result
-        steps.value = result
-
-    def _insert_behind(self, node: Node, op: str, *operands: Array, **attributes: Any) -> None:
-        """A node between this one and its consumers, which takes over the tensor's name."""
-        result = node.outputs[0]
-        inner = self.graph.new_tensor(self._name(f"{result.name}.sum"))
-        node.outputs[0] = inner
-        constants = [self._constant(f"{node.name}.{op}", np.asarray(operand)) for operand in operands]
-        name = unique_name(f"{node.name}.{op}", self.node_names)
-        self.graph.insert(op, name, [inner, *constants], result, attributes, after=node)
-
-    def _constant(self, name: str, values: Array) -> Tensor:
-        return self.graph.new_constant(self._name(name), values)
-
-    def _name(self, wanted: str) -> str:
-        return unique_name(wanted, self.names)
+                chain.add("Clip", np.float32(-HALF_MAX), np.float32(HALF_MAX)).half()
 
 
-class _Steps:
-    """A chain of new nodes in front of an old one."""
-
-    def __init__(self, lowering: _Lowering, node: Node, value: Tensor) -> None:
-        self._lowering = lowering
-        self._node = node
-        self.value = value
-
-    def add(self, op: str, *operands: Any, **attributes: Any) -> None:
-        """One node that reads the chain's end and constants."""
-        constants = [self._lowering._constant(f"{self._node.name}.{op}", np.asarray(o)) for o in operands]
-        self._append(op, constants, attributes)
-
-    def add_between(self, op: str, other: Tensor) -> None:
-        """One node that reads the chain's end and another tensor."""
-        self._append(op, [other], {})
-
-    def add_half(self) -> None:
-        """Round to float16."""
-        self.add("Cast", to=int(TensorProto.FLOAT16))
-        self.add("Cast", to=int(TensorProto.FLOAT))
-
-    def _append(self, op: str, operands: Iterable[Tensor], attributes: dict[str, Any]) -> None:
-        lowering = self._lowering
-        output = lowering.graph.new_tensor(lowering._name(f"{self._node.name}.{op}.output0"))
-        name = unique_name(f"{self._node.name}.{op}", lowering.node_names)
-        lowering.graph.insert(op, name, [self.value, *operands], output, attributes, before=self._node)
-        self.value = output
+def _half_quant(chain: Chain, scale: np.float32, offset: np.float32) -> None:
+    """AscendQuant in float16: a scale that float16 has no normal number for is kept as its root."""
+    chain.half()
+    if scale != 1:
+        by_root = not HALF_MIN_NORMAL <= scale <= HALF_MAX
+        factor = np.float32(np.float16(np.sqrt(scale) if by_root else scale))
+        for _ in range(2 if by_root else 1):
+            chain.add("Mul", factor).half()
+    if offset or scale == 1:
+        chain.add("Add", np.float32(np.float16(offset))).half()
 
 
-_LAYERS = {
-    "Conv": _Lowering.conv,
-    "ConvTranspose": _Lowering.conv_transpose,
-    "Gemm": _Lowering.gemm,
-    "MatMul": _Lowering.matmul,
-    "AveragePool": _Lowering.average_pool,
-}
-
-
-def _data_inputs(node: Node) -> list[Tensor]:
-    """The inputs that hold data, not shapes or indices."""
-    return list(node.inputs) if node.op == "Concat" else [node.inputs[0]]
-
-
-def _integers_of(quant: Node) -> Integers:
-    kind = quant.attrs.get("dst_type", f"INT{int(quant.attrs.get('quant_bit', 8))}")
-    if kind == "INT16":
-        raise NotAvailableError(f"AscendQuant {quant.name!r} gives INT16, which is not simulated yet")
-    bits = {"INT8": 8, "INT4": 4}.get(str(kind))
-    if bits is None or "scale" not in quant.attrs or "offset" not in quant.attrs:
-        raise ModelError(
-            f"AscendQuant {quant.name!r} must have a scale, an offset, and a dst_type of INT8, INT4 or INT16"
-        )
-    half = 1 << (bits - 1)
-    return Integers(offset=int(quant.attrs["offset"]), low=-half, high=half - 1)
+def _moved(node: Node, states: list[Sums]) -> Sums:
+    """What an accumulator holds that was moved, or several that were joined."""
+    first = states[0]
+    axis = first.channel_axis
+    if node.op in _ACROSS or any(s.channel_axis != axis or (axis == 1 and s.rank != first.rank) for s in states):
+        return Sums(channel_axis=None, largest=max(s.largest for s in states), is_half=first.is_half)
+    keeps_channels = node.op in ("Identity", "MaxPool")
+    return Sums(
+        channel_axis=axis,
+        channels=first.channels if keeps_channels else None,
+        rank=first.rank,
+        largest=max(s.largest for s in states),
+        is_half=first.is_half,
+    )

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from amct_onnx.deploy.operands import scale_words
 from amct_onnx.deploy.profiles import Profile
-from amct_onnx.passes.graph import Graph, Node, constant_input, is_standard, nodes_of, set_input, unique_name
+from amct_onnx.passes.graph import Graph, Node, is_standard, nodes_of, set_input, unique_name
 
 MERGED = "merged"
 """Attribute of an AscendDequant and an AscendQuant that are one step: nothing is rounded between them."""
@@ -21,12 +22,12 @@ def merge_requants(graph: Graph, profile: Profile) -> None:
     names = graph.tensor_names()
     for dequant in nodes_of(graph, "AscendDequant"):
         relu, quants = _chain(graph, dequant)
-        if not quants or (relu is not None and profile.requant == "one step" and quants[0].attrs["offset"] != -128):
+        if not quants or dequant.attrs.get("sqrt_mode", 0):
             continue
-        words = constant_input(dequant, 1)
-        if words is None or words.dtype != np.uint64:
+        clips = relu is not None or bool(dequant.attrs.get("relu_flag", 0))
+        if clips and profile.requant == "one step" and quants[0].attrs["offset"] != -128:
             continue
-        merged = words.astype(np.uint32).view(np.float32) * np.float32(quants[0].attrs["scale"])
+        merged = scale_words(graph, dequant, names) * np.float32(quants[0].attrs["scale"])
         name = unique_name(f"{dequant.name}.requant", names)
         set_input(dequant, 1, graph.new_constant(name, merged.view(np.uint32).astype(np.uint64)))
         for quant in quants:
@@ -52,6 +53,6 @@ def _chain(graph: Graph, dequant: Node) -> tuple[Node | None, list[Node]]:
     if graph.is_output(result) or not all(r.op == "AscendQuant" and is_standard(r) for r in readers):
         return relu, []
     scales = [float(r.attrs["scale"]) for r in readers]
-    alike = not scales or max(scales) - min(scales) <= _TOLERANCE * max(scales)
+    alike = bool(scales) and max(scales) - min(scales) <= _TOLERANCE * max(scales)
     same = len({(r.attrs["offset"], r.attrs.get("dst_type", "INT8")) for r in readers}) <= 1
     return relu, readers if alike and same else []

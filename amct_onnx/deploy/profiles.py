@@ -10,6 +10,12 @@ from amct_onnx.errors import ConfigError, nearest
 
 Scale = Literal["whole", "truncated", "half"]
 
+HALF_MAX = 65504.0
+"""The largest number of float16."""
+
+HALF_MIN_NORMAL = 2.0**-14
+"""The smallest number of float16 with all of its digits."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Profile:
