@@ -1,4 +1,4 @@
-"""The command line: `amct_onnx calibration`, `plan` and `compare`."""
+"""The command line: `amct_onnx calibration`, `plan`, `compare` and `verify`."""
 
 from __future__ import annotations
 
@@ -12,9 +12,20 @@ from pathlib import Path
 import numpy as np
 
 from amct_onnx.data import CalibrationSource, InputSpec, checked_feeds, input_specs, raw_feeds
-from amct_onnx.errors import AmctError, ConfigError, DataError
+from amct_onnx.errors import AmctError, ConfigError, DataError, OutputError
 
 _log = logging.getLogger("amct_onnx")
+
+_VERIFY_HELP = """\
+Check a deploy model, of this engine or of any other tool, against what ATC takes and understands.
+Needs neither ATC nor a chip. Exit status: 0 no error, 1 errors, 2 a file could not be read or wrong usage."""
+
+_VERIFY_EXAMPLES = """\
+examples:
+  amct_onnx verify out/net_deploy_model.onnx
+  amct_onnx verify out/net_deploy_model.onnx --record out/net_record.txt --float-model net.onnx
+  amct_onnx verify out/net_deploy_model.onnx --json report.json && atc --model=out/net_deploy_model.onnx ...
+"""
 
 _DTYPES = (
     *("float64", "float32", "float16", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"),
@@ -23,19 +34,21 @@ _DTYPES = (
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit status: 0 done, 1 an error that is explained, 2 wrong usage."""
+    """Run the command line; returns the exit status: 0 done, 1 an error that is explained, 2 wrong usage.
+
+    Of `verify`: 0 nothing wrong, 1 something wrong with the model, 2 an error that is explained, or wrong usage.
+    """
     options = _parser().parse_args(arguments)
     _set_up_log(options.verbose, options.quiet)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # names may hold what the terminal cannot show
-    command: Callable[[argparse.Namespace], None] = options.command
+    command: Callable[[argparse.Namespace], int | None] = options.command
     try:
-        command(options)
+        return command(options) or 0
     except AmctError as error:
         print(f"amct_onnx: {error}", file=sys.stderr)
-        return 1
-    return 0
+        return 2 if command is _verify else 1
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -46,6 +59,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_calibration(commands.add_parser("calibration", help="quantize a model with calibration data"))
     _add_plan(commands.add_parser("plan", help="show what would be quantized, and why the rest would not"))
     _add_compare(commands.add_parser("compare", help="compare a quantized model with the float one"))
+    _add_verify(commands.add_parser("verify", help="check a deploy model against what ATC takes"))
     for command in commands.choices.values():
         command.add_argument("-v", "--verbose", action="store_true", help="tell every step")
         command.add_argument("-q", "--quiet", action="store_true", help="tell warnings and errors only")
@@ -88,6 +102,17 @@ def _add_compare(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch_num", type=int, help="batches to use; all without it")
     _add_data(parser)
     parser.set_defaults(command=_compare)
+
+
+def _add_verify(parser: argparse.ArgumentParser) -> None:
+    parser.description, parser.epilog = _VERIFY_HELP, _VERIFY_EXAMPLES
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("model", help="the deploy model, an .onnx file")
+    parser.add_argument("--record", help="the record file that belongs to it; lets the scales be checked")
+    parser.add_argument("--float-model", help="the model before quantization; lets the biases be checked")
+    parser.add_argument("--json", metavar="FILE", help="write the report as JSON too; - for standard output alone")
+    parser.add_argument("--strict", action="store_true", help="exit with 1 for warnings too")
+    parser.set_defaults(command=_verify)
 
 
 def _calibration(options: argparse.Namespace) -> None:
@@ -144,6 +169,23 @@ def _compare(options: argparse.Namespace) -> None:
     found = compare_models(model, read_model(options.quantized), feeds)
     _show(error_table(found.layers, "layers, worst first", worst_first=True))
     _show(error_table(found.outputs, "outputs"))
+
+
+def _verify(options: argparse.Namespace) -> int:
+    from amct_onnx.deploy.verify import verify_deploy_model
+    from amct_onnx.report.tables import findings_table
+
+    report = verify_deploy_model(options.model, record=options.record, float_model=options.float_model)
+    if options.json == "-":
+        print(report.to_json(), end="")
+    else:
+        if options.json is not None:
+            try:
+                Path(options.json).write_text(report.to_json(), encoding="utf-8")
+            except (OSError, ValueError) as error:
+                raise OutputError(f"{options.json}: cannot be written: {error}") from error
+        _show(findings_table(report))
+    return int(not report.ok or (options.strict and bool(report.findings)))
 
 
 def _data_source(options: argparse.Namespace) -> tuple[CalibrationSource, int | None]:

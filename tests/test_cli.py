@@ -1,5 +1,6 @@
 """The command line: what it takes in AMCT's form and in its own, and what it prints where."""
 
+import json
 import logging
 import os
 import re
@@ -22,7 +23,7 @@ ROOT = Path(amct_onnx.__file__).parents[1]
 DIGITS = ROOT / "models" / "digits"
 FILES = ("deploy_model.onnx", "fake_quant_model.onnx", "record.txt", "config.json")
 LAYERS = ["stem.conv", "depthwise.conv", "pointwise.conv", "down.conv", "pool", "classifier"]
-COMMANDS = ("calibration", "plan", "compare")
+COMMANDS = ("calibration", "plan", "compare", "verify")
 
 
 @pytest.fixture(autouse=True)
@@ -373,6 +374,62 @@ def test_plan_names_what_is_wrong_with_the_configuration(tmp_path, content, part
         assert part in said.err
 
 
+# verify
+
+
+def deploy_model(expected):
+    return expected / "out" / "net_deploy_model.onnx", expected / "out" / "net_record.txt"
+
+
+def test_verify_shows_what_it_finds_and_what_it_cannot_check(expected, capfd):
+    path, record = deploy_model(expected)
+    assert status("verify", path) == 0
+    said = capfd.readouterr()
+    assert f"{path}: 0 errors" in said.out
+    assert "give the record file to check it" in " ".join(said.out.split())
+    assert status("verify", path, "--record", record, "--float-model", DIGITS / "digits.onnx") == 0
+    assert "give the" not in capfd.readouterr().out
+
+
+def test_verify_fails_for_errors_and_if_strict_for_warnings(tmp_path, expected, capfd):
+    path, _ = deploy_model(expected)
+    assert status("verify", path, "--strict") == 1
+    broken = onnx.load(path)
+    broken.opset_import[0].version = 5
+    onnx.save(broken, tmp_path / "broken.onnx")
+    assert status("verify", tmp_path / "broken.onnx") == 1
+    said = capfd.readouterr()
+    assert "operator set 5" in said.out
+    assert said.err == ""
+
+
+def test_verify_writes_json_beside_the_table_or_instead(tmp_path, expected, capfd):
+    path, _ = deploy_model(expected)
+    assert status("verify", path, "--json", tmp_path / "report.json") == 0
+    assert "not checked" in capfd.readouterr().out
+    assert status("verify", path, "--json", "-") == 0
+    out = capfd.readouterr().out
+    assert json.loads(out)["ok"]
+    assert out == (tmp_path / "report.json").read_text()
+
+
+def test_verify_has_a_status_for_what_cannot_be_read_or_written(tmp_path, expected, capfd):
+    path, _ = deploy_model(expected)
+    (tmp_path / "net.onnx").write_bytes(b"nothing")
+    for arguments, part in (
+        ([tmp_path / "none.onnx"], "no such file"),
+        ([tmp_path / "net.onnx"], "not an ONNX model"),
+        ([path, "--record", tmp_path / "none.txt"], "none.txt"),
+        ([path, "--float-model", tmp_path / "none.onnx"], "no such file"),
+        ([path, "--json", tmp_path / "none" / "report.json"], "cannot be written"),
+    ):
+        assert status("verify", *arguments) == 2
+        said = capfd.readouterr()
+        assert said.out == ""
+        assert re.fullmatch(r"amct_onnx: [^\n]+\n", said.err)
+        assert part in said.err
+
+
 # Help, usage, log
 
 
@@ -388,7 +445,7 @@ def test_every_command_explains_itself(command, option, capfd):
 
 
 @pytest.mark.parametrize(
-    "arguments", [(), ("nothing",), ("calibration",), ("plan",), ("compare", "a"), ("plan", "a", "b")]
+    "arguments", [(), ("nothing",), ("calibration",), ("plan",), ("compare", "a"), ("plan", "a", "b"), ("verify",)]
 )
 def test_wrong_usage_has_a_status_of_its_own(arguments, capfd):
     assert status(*arguments) == 2

@@ -14,7 +14,7 @@ FLOORS = [
     ["passes"],
     ["config", "data", "progress"],
     ["formats"],
-    ["planning", "report"],
+    ["deploy", "planning", "report"],
     ["results"],
     ["quantize"],
     ["cli"],

@@ -8,7 +8,7 @@ import pytest
 from graphs import run
 from onnx import helper, numpy_helper
 
-from amct_onnx import NotAvailableError, quantize_onnx
+from amct_onnx import NotAvailableError, quantize_onnx, verify_deploy_model
 from amct_onnx.formats.record import parse_record, read_record
 
 GOLDEN = Path(__file__).parent / "golden" / "ptq"
@@ -93,6 +93,17 @@ def test_deploy_initializers_have_the_same_types_and_integers(deploys):
                     np.testing.assert_array_equal(found, wanted, err_msg=ours.name)
                 compared += 1
     assert compared > 10
+
+
+def test_deploy_models_of_both_break_no_rule(case, deploys):
+    ours, theirs = deploys
+    for model, record in ((ours, parse_record(case[1].record, "ours")), (theirs, case[0] / "record.txt")):
+        report = verify_deploy_model(model, record=record, float_model=case[0] / "model.onnx")
+        assert report.errors == ()
+        # ConvTranspose with an offset, and the few channels of small networks
+        assert {finding.rule for finding in report.warnings} <= {27, 29}
+        assert {entry.rule for entry in report.unchecked} <= {21, 28}
+        assert report.layers > 3
 
 
 @pytest.mark.parametrize("optimize", [True, False], ids=["optimized", "plain"])

@@ -39,33 +39,49 @@ def read_model(model: str | os.PathLike[str] | onnx.ModelProto | LightModel) -> 
     """
     if isinstance(model, LightModel):
         return model
+    proto = read_without_data(model)
     if isinstance(model, onnx.ModelProto):
-        light, name = detached(model), "the model"
-    elif not isinstance(model, (str, os.PathLike)):
-        raise ModelError(f"the model is a {type(model).__name__}; give the path of an .onnx file, or a ModelProto")
-    else:
-        name = str(model)
-        light = _load(Path(model))
-    if not light.proto.HasField("graph") or not light.proto.graph.output:
-        raise ModelError(f"{name}: not an ONNX model, or an empty one: it has no graph with outputs")
-    return light
-
-
-def _load(path: Path) -> LightModel:
-    if not path.exists():
-        raise ModelError(f"{path}: no such file")
-    if not path.is_file():
-        raise ModelError(f"{path}: not a file; give the path of an .onnx file")
+        return detached(proto)
+    path = Path(model)
     try:
-        model = onnx.load(str(path), format="protobuf", load_external_data=False)  # whatever its name ends in
-        stored = {tensor.name: array for tensor, array in _external(model, path)}
-        light = detached(model)
+        stored = {tensor.name: array for tensor, array in _external(proto, path)}
+        light = detached(proto)
     except AmctError:
         raise
     except Exception as error:
+        raise ModelError(f"{path}: its weights cannot be read: {error}") from error
+    return LightModel(proto=light.proto, weights={**light.weights, **stored})
+
+
+def read_without_data(model: str | os.PathLike[str] | onnx.ModelProto) -> onnx.ModelProto:
+    """The model alone: nothing is read of files that it names.
+
+    Raises:
+        ModelError: there is no such file, or it is no ONNX model, or a truncated one.
+    """
+    if isinstance(model, onnx.ModelProto):
+        return _with_graph(model, "the model")
+    if not isinstance(model, (str, os.PathLike)):
+        raise ModelError(f"the model is a {type(model).__name__}; give the path of an .onnx file, or a ModelProto")
+    return _with_graph(_parsed(Path(model)), str(model))
+
+
+def _with_graph(model: onnx.ModelProto, name: str) -> onnx.ModelProto:
+    if not model.HasField("graph") or not model.graph.output:
+        raise ModelError(f"{name}: not an ONNX model, or an empty one: it has no graph with outputs")
+    return model
+
+
+def _parsed(path: Path) -> onnx.ModelProto:
+    if not os.path.exists(path):  # unlike pathlib's, it takes a name that no system allows for a missing file
+        raise ModelError(f"{path}: no such file")
+    if not os.path.isfile(path):
+        raise ModelError(f"{path}: not a file; give the path of an .onnx file")
+    try:
+        return onnx.load(str(path), format="protobuf", load_external_data=False)  # whatever its name ends in
+    except Exception as error:
         what = "not an ONNX model, or a truncated one" if isinstance(error, DecodeError) else "cannot be read"
         raise ModelError(f"{path}: {what}: {error}") from error
-    return LightModel(proto=light.proto, weights={**light.weights, **stored})
 
 
 def _external(model: onnx.ModelProto, path: Path) -> Iterator[tuple[TensorProto, StoredArray]]:

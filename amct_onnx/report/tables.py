@@ -1,4 +1,4 @@
-"""What the terminal shows: the plan, and the errors of a quantized model."""
+"""What the terminal shows: the plan, the errors of a quantized model, and what is wrong with a deploy model."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from rich.table import Table
 from rich.text import Text
 
+from amct_onnx.deploy.verify import VerifyReport
 from amct_onnx.kernels.ifmr import Ifmr
 from amct_onnx.passes.state import LayerPlan, QuantPlan
 from amct_onnx.report.compare import TensorError
@@ -38,6 +39,21 @@ def error_table(errors: Mapping[str, TensorError], title: str, *, worst_first: b
     rows = sorted(errors.items(), key=lambda item: item[1].sqnr) if worst_first else list(errors.items())
     for name, error in rows:
         table.add_row(Text(name), f"{error.sqnr:.2f}", f"{error.cosine:.6f}", f"{error.largest:.4g}")
+    return table
+
+
+def findings_table(report: VerifyReport) -> Table:
+    """A row for every finding, errors first, and below them what could not be checked."""
+    counts = f"{len(report.errors)} errors, {len(report.warnings)} warnings in {report.layers} quantized layers"
+    table = Table(title=Text(f"{report.model}: {counts}"), title_justify="left")
+    table.add_column("rule", justify="right")
+    for column in ("severity", "node", "found", "expected"):
+        table.add_column(column, overflow="fold")
+    for finding in (*report.errors, *report.warnings):
+        _row(table, str(finding.rule), finding.severity, finding.node, finding.found, finding.expected)
+    for entry in report.unchecked:
+        more = ", ..." if entry.count > len(entry.nodes) else ""
+        _row(table, str(entry.rule), "not checked", ", ".join(entry.nodes) + more, entry.reason, "")
     return table
 
 

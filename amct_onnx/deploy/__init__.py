@@ -1,0 +1,1 @@
+"""Deploy models: what ATC takes, checked without ATC."""
