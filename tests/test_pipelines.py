@@ -7,7 +7,7 @@ from amct_onnx.errors import ModelError, PassError
 from amct_onnx.passes import invariants
 from amct_onnx.passes.graph import Graph
 from amct_onnx.passes.manager import run_passes
-from amct_onnx.passes.pipelines import DEPLOY, FAKE_QUANT, FUSE, PREPARE, calibrate
+from amct_onnx.passes.pipelines import DEPLOY, FAKE_QUANT, FUSE, PREPARE, QDQ, calibrate
 from amct_onnx.passes.state import Invariant, Pass, QuantState
 
 # Every graph consists of standard operators until the deploy pipeline inserts others, and the plan names nodes that
@@ -15,7 +15,7 @@ from amct_onnx.passes.state import Invariant, Pass, QuantState
 AFTER_PLANNING = (invariants.STANDARD_ONLY, invariants.PLANNED)
 
 
-@pytest.mark.parametrize("last", [DEPLOY, FAKE_QUANT], ids=["deploy", "fake quant"])
+@pytest.mark.parametrize("last", [DEPLOY, FAKE_QUANT, QDQ], ids=["deploy", "fake quant", "qdq"])
 def test_every_requirement_is_ensured_earlier(last):
     given = set()
     for step in PREPARE:

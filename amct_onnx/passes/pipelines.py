@@ -8,6 +8,7 @@ from amct_onnx.passes.fold_constants import FOLD_CONSTANTS
 from amct_onnx.passes.fold_pads import FOLD_PADS
 from amct_onnx.passes.fuse_batch_norm import FUSE_BATCH_NORM
 from amct_onnx.passes.insert_dequant import INSERT_DEQUANT
+from amct_onnx.passes.insert_qdq import INSERT_QDQ
 from amct_onnx.passes.insert_quant import INSERT_QUANT
 from amct_onnx.passes.lower_ascend import LOWER_ASCEND
 from amct_onnx.passes.merge_quants import MERGE_QUANTS
@@ -53,3 +54,6 @@ DEPLOY: tuple[Pass, ...] = (
 
 FAKE_QUANT: tuple[Pass, ...] = (*DEPLOY, LOWER_ASCEND)
 """Rewrites the float graph into one of standard operators that computes what the chip will."""
+
+QDQ: tuple[Pass, ...] = (INSERT_QDQ,)
+"""Rewrites the float graph into one with QuantizeLinear and DequantizeLinear."""
