@@ -8,11 +8,15 @@ import logging
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from amct_onnx.data import CalibrationSource, InputSpec, checked_feeds, input_specs, raw_feeds
 from amct_onnx.errors import AmctError, ConfigError, DataError
+
+if TYPE_CHECKING:
+    from amct_onnx.results import QuantizeResult
 
 _log = logging.getLogger("amct_onnx")
 
@@ -60,6 +64,7 @@ def _add_calibration(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--save_path", required=True, help="directory and prefix of what is written, e.g. out/net")
     parser.add_argument("--calibration_config", help="a .cfg or JSON file; without it the engine's own preset is used")
     parser.add_argument("--batch_num", type=int, help="batches to use without --calibration_config")
+    parser.add_argument("--format", choices=["qdq"], help="also write <save_path>_qdq_model.onnx, which others read")
     _add_data(parser)
     parser.add_argument("--evaluator", help=argparse.SUPPRESS)
     parser.set_defaults(command=_calibration)
@@ -100,17 +105,27 @@ def _calibration(options: argparse.Namespace) -> None:
     source, batch_num = _data_source(options)
     if options.calibration_config is not None and options.batch_num is not None:
         _log.warning("--batch_num is not used: the number of batches stands in %s", options.calibration_config)
-    if options.calibration_config is None and batch_num is not None:
-        result = quantize_onnx(options.model, calibration=source, save_path=options.save_path, batch_num=batch_num)
-    else:
-        result = quantize_onnx(
-            options.model, options.calibration_config, calibration=source, save_path=options.save_path
-        )
+    given: dict[str, Any] = {} if options.calibration_config is not None or batch_num is None else {"batch_num": batch_num}
+    result = quantize_onnx(
+        options.model,
+        options.calibration_config,
+        calibration=source,
+        save_path=options.save_path,
+        qdq=options.format == "qdq",
+        **given,
+    )
+    _show_result(result, "fake-quant against float, first batch")
+
+
+def _show_result(result: QuantizeResult, title: str) -> None:
+    """The errors of the outputs, and the files that were written."""
     from amct_onnx.report.tables import error_table
 
-    _show(error_table(result.output_errors, "fake-quant against float, first batch"))
-    for path in (result.deploy_model, result.fake_quant_model, result.record, result.config):
-        print(path)
+    _show(error_table(result.output_errors, title))
+    files = (result.deploy_model, result.fake_quant_model, result.qdq_model, result.record, result.config)
+    for path in files:
+        if path is not None:
+            print(path)
 
 
 def _plan(options: argparse.Namespace) -> None:

@@ -28,7 +28,7 @@ from amct_onnx.passes.weights import LightModel
 from amct_onnx.planning import make_plan
 from amct_onnx.progress import Progress
 from amct_onnx.report.compare import compare_outputs
-from amct_onnx.results import QuantizeResult, Target, finish, json_layers, make_results
+from amct_onnx.results import FILES, QDQ_FILE, QuantizeResult, Target, finish, json_layers, make_results
 
 _log = logging.getLogger("amct_onnx")
 
@@ -45,6 +45,7 @@ def quantize_onnx(
     calibration: CalibrationSource | None = None,
     save_path: str | os.PathLike[str] | None = None,
     measure_layers: bool = False,
+    qdq: bool = False,
     memory_limit: int | None = None,
     executor: Executor | None = None,
     progress: bool | None = None,
@@ -60,6 +61,7 @@ def quantize_onnx(
         save_path: directory and prefix of the files to write (`out/net` gives out/net_deploy_model.onnx, ...); None
             keeps the results in memory.
         measure_layers: also compare every layer of the fake-quant model with the float one.
+        qdq: also make a model of the same decisions with QuantizeLinear and DequantizeLinear (`_qdq_model.onnx`).
         memory_limit: bytes that the observed tensors may take at a time; where all of them take more, the data are gone
             through several times, with the same result. None for half of the memory that is free.
         executor: computes shards of the calibration data in its workers, one thread each: any of concurrent.futures, or
@@ -74,7 +76,7 @@ def quantize_onnx(
     show = Progress(progress)
     source = read_model(model)
     config = with_options(load_config(cfg), options)
-    target = None if save_path is None else Target.of(save_path, model)
+    target = None if save_path is None else Target.of(save_path, model, (*FILES, QDQ_FILE) if qdq else FILES)
     with show.phase("prepare"):
         state, session = prepare(source)
         state = replace(state, plan=make_plan(state, config))
@@ -90,7 +92,7 @@ def quantize_onnx(
     run_passes(calibrate(run), state)
     state = replace(state, plan=final_plan(state))
     with show.phase("write and verify"):
-        results = make_results(state, config, batch_num=shown.count)
+        results = make_results(state, config, batch_num=shown.count, qdq=qdq)
         return finish(state, results, target, expected, feeds.first, measure_layers)
 
 
