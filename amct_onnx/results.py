@@ -12,10 +12,9 @@ from typing import Any
 import numpy as np
 import onnx
 
-from amct_onnx.config import LayerConfig, QuantConfig
+from amct_onnx.config import LayerConfig
 from amct_onnx.data import Feed
 from amct_onnx.errors import ModelError, OutputError
-from amct_onnx.formats.amct_json import format_json
 from amct_onnx.formats.model_file import read_model, staged, write_model
 from amct_onnx.formats.record import LayerRecord, format_record
 from amct_onnx.kernels.quant_params import QuantParams
@@ -32,7 +31,10 @@ from amct_onnx.report.compare import Comparison, TensorError, compare_models, co
 _log = logging.getLogger("amct_onnx")
 
 FILES = ("deploy_model.onnx", "fake_quant_model.onnx", "record.txt", "config.json")
-"""What the names of the files end in."""
+"""What the names of the files of a calibrated model end in."""
+
+CONVERTED_FILES = FILES[:3]
+"""The same where nothing was configured: the scales were known before."""
 
 QDQ_FILE = "qdq_model.onnx"
 
@@ -57,13 +59,14 @@ class LayerParams:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QuantizeResult:
-    """What `quantize_onnx` made.
+    """What `quantize_onnx`, `convert_model` or `import_qdq` made.
 
     deploy_model, fake_quant_model: paths where `save_path` was given, else models in memory.
-    record, config: paths where `save_path` was given, else the texts.
+    record, config: paths where `save_path` was given, else the texts. There is a configuration only where the model was
+        calibrated; else it is None.
     plan: the final decisions: `layers` are quantized, `skipped` says of every other node why not.
     params: layer -> scales and offsets.
-    output_errors: output -> difference between the float and the fake-quant model, on the first calibration batch.
+    output_errors: output -> difference between the model that was read and the fake-quant model, on the first batch.
     layer_errors: layer -> the same, where it was asked for.
     qdq_model: as the other models where it was asked for, else None.
     """
@@ -71,7 +74,7 @@ class QuantizeResult:
     deploy_model: Path | onnx.ModelProto
     fake_quant_model: Path | onnx.ModelProto
     record: Path | str
-    config: Path | str
+    config: Path | str | None
     plan: QuantPlan
     params: Mapping[str, LayerParams]
     output_errors: Mapping[str, TensorError]
@@ -87,16 +90,16 @@ class Target:
     prefix: str
 
     @classmethod
-    def of(cls, save_path: str | os.PathLike[str], model: object, endings: Iterable[str]) -> Target:
+    def of(cls, save_path: str | os.PathLike[str], sources: Mapping[str, object], endings: Iterable[str]) -> Target:
         """Take `save_path` apart into directory and prefix.
 
         Args:
             save_path: what the user gives.
-            model: what is read; may be a path.
+            sources: what is read, which may be paths, under the word for it.
             endings: of the files that will be written.
 
         Raises:
-            OutputError: it is no path, or one of the files is the very one that `model` is read from.
+            OutputError: it is no path, or one of the files is one of those that are read.
         """
         if not isinstance(save_path, (str, os.PathLike)):
             raise OutputError(f"save_path is a {type(save_path).__name__}; give a directory and a prefix as a path")
@@ -108,10 +111,12 @@ class Target:
         if "\0" in os.fspath(save_path):
             raise OutputError(f"save_path {os.fspath(save_path)!r} holds a null character, which no file name can")
         target = cls(directory=Path(directory or "."), prefix=f"{prefix}_" if prefix else "")
-        if isinstance(model, (str, os.PathLike)):
-            for path in map(target.path, endings):
-                if os.path.realpath(path) == os.path.realpath(model):
-                    raise OutputError(f"{path}: is the model that is read; choose another save_path")
+        files = {
+            os.path.realpath(source): word for word, source in sources.items() if isinstance(source, (str, os.PathLike))
+        }
+        for path in map(target.path, endings):
+            if (word := files.get(os.path.realpath(path))) is not None:
+                raise OutputError(f"{path}: is the {word} that is read; choose another save_path")
         return target
 
     def path(self, ending: str) -> Path:
@@ -126,7 +131,7 @@ class Results:
     deploy: LightModel
     fake_quant: LightModel
     record: str
-    config: str
+    config: str | None = None
     qdq: LightModel | None = None
 
     def files(self) -> dict[str, LightModel | str]:
@@ -136,17 +141,17 @@ class Results:
         return {ending: content for ending, content in named if content is not None}
 
 
-def make_results(state: QuantState, config: QuantConfig, *, batch_num: int, qdq: bool) -> Results:
-    """Rewrite the calibrated graph into its forms, and write down record and configuration.
+def make_results(state: QuantState, config: str | None = None, *, qdq: bool = False) -> Results:
+    """Rewrite the graph, whose scales are known, into its forms, and write down the record.
 
-    batch_num: calibration batches that were used.
+    config: the configuration as text, where there is one.
     qdq: make the QDQ model too.
     """
     return Results(
         deploy=_rewritten(state, DEPLOY),
         fake_quant=_rewritten(state, FAKE_QUANT),
         record=format_record(_records(state)),
-        config=format_json(config, json_layers(state.plan), batch_num=batch_num),
+        config=config,
         qdq=_rewritten(_raised(state), QDQ) if qdq else None,
     )
 
@@ -183,13 +188,13 @@ def _record(state: QuantState, layer: LayerPlan, weighted: bool) -> LayerRecord:
 def json_layers(plan: QuantPlan) -> dict[str, tuple[bool, LayerConfig]]:
     """Every layer that can be quantized: whether it is, and how it is or would be."""
     both = [(True, layer) for layer in plan.layers.values()] + [(False, layer) for layer in plan.disabled.values()]
-    return {
-        layer.name: (
-            enabled,
-            LayerConfig(activation=layer.activation, weight=layer.weight, balancer=layer.balancer),
-        )
-        for enabled, layer in both
-    }
+    return {layer.name: (enabled, _config_of(layer)) for enabled, layer in both}
+
+
+def _config_of(layer: LayerPlan) -> LayerConfig:
+    assert not isinstance(layer.activation, QuantParams), "a given scale is no configuration"
+    assert not isinstance(layer.weight, QuantParams), "a given scale is no configuration"
+    return LayerConfig(activation=layer.activation, weight=layer.weight, balancer=layer.balancer)
 
 
 def finish(
@@ -278,12 +283,12 @@ def _result(state: QuantState, found: Comparison, given: Mapping[str, Any]) -> Q
     for name, error in found.outputs.items():
         _log.info("output %r: %.1f dB, cosine %.6f", name, error.sqnr, error.cosine)
     _log.info("%d layers quantized, %d nodes left as they are", len(plan.layers), len(plan.skipped))
-    deploy, fake_quant, record, config = (given[ending] for ending in FILES)
+    deploy, fake_quant, record = (given[ending] for ending in CONVERTED_FILES)
     return QuantizeResult(
         deploy_model=deploy,
         fake_quant_model=fake_quant,
         record=record,
-        config=config,
+        config=given.get("config.json"),
         qdq_model=given.get(QDQ_FILE),
         plan=plan,
         params={

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from amct_onnx.passes.drop_unreached import DROP_UNREACHED
-from amct_onnx.passes.fit_biases import FIT_BIASES
+from amct_onnx.passes.fit_biases import CHECK_BIASES, FIT_BIASES
 from amct_onnx.passes.fold_constants import FOLD_CONSTANTS
 from amct_onnx.passes.fold_pads import FOLD_PADS
 from amct_onnx.passes.fuse_batch_norm import FUSE_BATCH_NORM
@@ -19,6 +19,7 @@ from amct_onnx.passes.quantize_weights import FIND_WEIGHT_SCALES, STORE_INTEGER_
 from amct_onnx.passes.remove_identities import REMOVE_IDENTITIES
 from amct_onnx.passes.split_shared import SPLIT_SHARED
 from amct_onnx.passes.state import Pass
+from amct_onnx.passes.take_given import TAKE_GIVEN
 
 PREPARE: tuple[Pass, ...] = (
     NAME_NODES,  # everything after speaks of nodes by name
@@ -30,6 +31,9 @@ PREPARE: tuple[Pass, ...] = (
     SPLIT_SHARED,  # last: folding may have made two layers read one initializer
 )
 """Simplifies the graph without changing what it computes; knows no configuration."""
+
+BEFORE_READING: tuple[Pass, ...] = (NAME_NODES, DROP_UNREACHED, FOLD_CONSTANTS)
+"""What must be done before QuantizeLinear and DequantizeLinear are read: their parameters become initializers."""
 
 FUSE: tuple[Pass, ...] = (FUSE_BATCH_NORM,)
 """Folds what the plan allows; after it the float graph is final."""
@@ -43,6 +47,9 @@ def calibrate(run: CalibrationRun) -> tuple[Pass, ...]:
         FIT_BIASES,
     )
 
+
+GIVEN: tuple[Pass, ...] = (TAKE_GIVEN, CHECK_BIASES)
+"""Fills in the parameters that the plan knows: takes the place of calibration."""
 
 DEPLOY: tuple[Pass, ...] = (
     INSERT_QUANT,
