@@ -35,8 +35,7 @@ def with_accepted_opset(model: LightModel) -> LightModel:
         ModelError: the model does not say its opset, or one of its operators cannot be converted.
     """
     opset = _opset_of(model.proto)
-    if model.proto.functions:
-        model = replace(model, proto=onnx.inliner.inline_local_functions(model.proto))
+    model = inlined(model)
     if LOWEST <= opset <= HIGHEST:
         return model
     return detached(_converted(model.whole(), opset))
@@ -57,6 +56,13 @@ def _converted(model: onnx.ModelProto, opset: int) -> onnx.ModelProto:
             f"{_reason(error)}. "
             f"Export it with an opset from {LOWEST} to {HIGHEST}"
         ) from error
+
+
+def inlined(model: LightModel) -> LightModel:
+    """The model itself, or one with the bodies of its functions in their places."""
+    if not model.proto.functions:
+        return model
+    return replace(model, proto=onnx.inliner.inline_local_functions(model.proto))
 
 
 def with_qdq_opset(model: LightModel) -> LightModel:
