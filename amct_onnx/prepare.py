@@ -23,6 +23,8 @@ _log = logging.getLogger("amct_onnx")
 
 _ASCEND = ("AscendQuant", "AscendDequant", "AscendAntiQuant")
 
+_QDQ = ("QuantizeLinear", "DequantizeLinear")
+
 _SAME, _SAME_IN_HALF = 60.0, 40.0
 """SQNR in dB above which a model that was only rewritten counts as computing the same; the second for float16."""
 
@@ -38,6 +40,11 @@ def prepare(source: LightModel) -> tuple[QuantState, Session]:
         is_ours = node.op_type == "Round" and node.name.endswith(".quant.fakequant.round")
         if (node.op_type in _ASCEND and node.domain in ("", "ai.onnx")) or is_ours:
             raise ModelError(f"the model is quantized already: node {node.name!r} ({node.op_type})")
+        if node.op_type in _QDQ and node.domain in ("", "ai.onnx", "com.microsoft"):
+            raise ModelError(
+                f"the model is quantized already: node {node.name!r} ({node.op_type}); import_qdq takes such models, "
+                "`amct_onnx convert` on the command line"
+            )
     input_specs(source.proto)
     state = QuantState(graph=Graph.of_model(with_accepted_opset(source)))
     session = open_session(runnable(source), "the model")

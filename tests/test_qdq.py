@@ -370,6 +370,13 @@ def test_other_models_are_refused(source, message, tmp_path):
     assert os.listdir(tmp_path) == []
 
 
+def test_quantizing_such_a_model_again_is_refused(digits, tmp_path):
+    with pytest.raises(
+        ModelError, match=r"quantized already: node 'stem.conv.input.quantize' \(Quan.*import_qdq takes"
+    ):
+        quantize_onnx(digits.qdq_model, calibration=DIGITS / "calibration.npz", save_path=tmp_path / "net")
+
+
 def test_data_that_do_not_fit_are_refused(digits, tmp_path):
     with pytest.raises(DataError, match="batch 0, input 'image'"):
         import_qdq(digits.qdq_model, save_path=tmp_path / "out" / "net", data=np.zeros((1, 2), np.float32))

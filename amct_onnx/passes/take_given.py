@@ -1,4 +1,4 @@
-"""Takes the scales that the plan gives into the table: those of a record, or of a model that was quantized elsewhere."""
+"""Takes the scales that the plan gives into the table: those of a record, or of a model quantized elsewhere."""
 
 from __future__ import annotations
 
