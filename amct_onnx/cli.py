@@ -1,4 +1,4 @@
-"""The command line: `amct_onnx calibration`, `plan`, `compare` and `verify`."""
+"""The command line: `amct_onnx calibration`, `convert`, `plan`, `compare` and `verify`."""
 
 from __future__ import annotations
 
@@ -8,11 +8,15 @@ import logging
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from amct_onnx.data import CalibrationSource, InputSpec, checked_feeds, input_specs, raw_feeds
 from amct_onnx.errors import AmctError, ConfigError, DataError, OutputError
+
+if TYPE_CHECKING:
+    from amct_onnx.results import QuantizeResult
 
 _log = logging.getLogger("amct_onnx")
 
@@ -57,6 +61,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     _add_calibration(commands.add_parser("calibration", help="quantize a model with calibration data"))
+    _add_convert(commands.add_parser("convert", help="quantize a model with scales that are known already"))
     _add_plan(commands.add_parser("plan", help="show what would be quantized, and why the rest would not"))
     _add_compare(commands.add_parser("compare", help="compare a quantized model with the float one"))
     _add_verify(commands.add_parser("verify", help="check a deploy model against what ATC takes"))
@@ -74,9 +79,28 @@ def _add_calibration(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--save_path", required=True, help="directory and prefix of what is written, e.g. out/net")
     parser.add_argument("--calibration_config", help="a .cfg or JSON file; without it the engine's own preset is used")
     parser.add_argument("--batch_num", type=int, help="batches to use without --calibration_config")
+    parser.add_argument("--format", choices=["qdq"], help="also write <save_path>_qdq_model.onnx, which others read")
     _add_data(parser)
     parser.add_argument("--evaluator", help=argparse.SUPPRESS)
     parser.set_defaults(command=_calibration)
+
+
+def _add_convert(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Turn a model with QuantizeLinear and DequantizeLinear into Ascend's forms, or quantize a float one with the "
+        "scales of a record file; writes <save_path>_deploy_model.onnx, _fake_quant_model.onnx and _record.txt."
+    )
+    parser.add_argument("--model", required=True, help="a QDQ model; with --record a float model")
+    parser.add_argument("--save_path", required=True, help="directory and prefix of what is written, e.g. out/net")
+    parser.add_argument("--record", help="a record file of AMCT: scales and offsets of the layers to quantize")
+    parser.add_argument(
+        "--wide_fusion",
+        action="store_true",
+        help="with --record: fold BatchNormalization behind ConvTranspose, Gemm and MatMul too, as `calibration` does "
+        "without a configuration",
+    )
+    _add_data(parser)
+    parser.set_defaults(command=_convert, batch_num=None)
 
 
 def _add_data(parser: argparse.ArgumentParser) -> None:
@@ -125,17 +149,46 @@ def _calibration(options: argparse.Namespace) -> None:
     source, batch_num = _data_source(options)
     if options.calibration_config is not None and options.batch_num is not None:
         _log.warning("--batch_num is not used: the number of batches stands in %s", options.calibration_config)
-    if options.calibration_config is None and batch_num is not None:
-        result = quantize_onnx(options.model, calibration=source, save_path=options.save_path, batch_num=batch_num)
-    else:
-        result = quantize_onnx(
-            options.model, options.calibration_config, calibration=source, save_path=options.save_path
-        )
+    takes_number = options.calibration_config is None and batch_num is not None
+    given: dict[str, Any] = {"batch_num": batch_num} if takes_number else {}
+    result = quantize_onnx(
+        options.model,
+        options.calibration_config,
+        calibration=source,
+        save_path=options.save_path,
+        qdq=options.format == "qdq",
+        **given,
+    )
+    _show_result(result, "fake-quant against float, first batch")
+
+
+def _show_result(result: QuantizeResult, title: str) -> None:
+    """The errors of the outputs, and the files that were written."""
     from amct_onnx.report.tables import error_table
 
-    _show(error_table(result.output_errors, "fake-quant against float, first batch"))
-    for path in (result.deploy_model, result.fake_quant_model, result.record, result.config):
-        print(path)
+    _show(error_table(result.output_errors, title))
+    files = (result.deploy_model, result.fake_quant_model, result.qdq_model, result.record, result.config)
+    for path in files:
+        if path is not None:
+            print(path)
+
+
+def _convert(options: argparse.Namespace) -> None:
+    from amct_onnx.convert import convert_model, import_qdq
+
+    has_data = any((options.data, options.data_dir, options.data_types, options.input_shape))
+    data = _data_source(options)[0] if has_data else None
+    on = "first batch" if has_data else "random numbers: says little about accuracy"
+    if options.record is None:
+        if options.wide_fusion:
+            raise ConfigError("--wide_fusion goes with --record: nothing is folded in a model that is quantized")
+        result = import_qdq(options.model, save_path=options.save_path, data=data)
+        _show_result(result, f"fake-quant against the model that was read, {on}")
+        return
+    result = convert_model(
+        options.model, options.record, save_path=options.save_path, data=data, wide_fusion=options.wide_fusion
+    )
+    _show_result(result, f"fake-quant against float, {on}")
 
 
 def _plan(options: argparse.Namespace) -> None:
@@ -146,7 +199,7 @@ def _plan(options: argparse.Namespace) -> None:
     from amct_onnx.passes.manager import run_passes
     from amct_onnx.passes.pipelines import FUSE
     from amct_onnx.planning import make_plan
-    from amct_onnx.quantize import final_plan, prepare
+    from amct_onnx.prepare import final_plan, prepare
     from amct_onnx.report.tables import plan_table
 
     state, _ = prepare(read_model(options.model))

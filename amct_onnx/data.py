@@ -358,3 +358,31 @@ def _check_array(array: Array, spec: InputSpec, where: str) -> None:
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         kind = "NaN" if np.isnan(array).any() else "inf"
         raise DataError(f"{where}: holds {kind}; calibration data must be finite")
+
+
+_FREE_SIZES = (1, 224, 64, 32, 16, 8, 2)
+"""Sizes to try for the free axes behind the first one, which is taken to count the samples."""
+
+
+def random_feeds(specs: Sequence[InputSpec]) -> Iterator[Feed]:
+    """Feeds of random numbers that fit the inputs, always the same; each has other sizes where axes are free.
+
+    Floats are normal numbers, integers 0 and 1, which are tokens, masks and indices of most models.
+
+    Raises:
+        DataError: an input does not say how many dimensions it has, or takes neither numbers nor booleans.
+    """
+    for spec in specs:
+        if spec.shape is None or spec.dtype.kind not in "fiub":
+            raise DataError(f"no random data can be made for input {spec.name!r} ({spec.describe()}); give data")
+    is_free = any(None in (spec.shape or ())[1:] for spec in specs)
+    for size in _FREE_SIZES if is_free else (1,):
+        rng = np.random.default_rng(0)
+        yield {spec.name: _random(spec, size, rng) for spec in specs}
+
+
+def _random(spec: InputSpec, size: int, rng: np.random.Generator) -> Array:
+    free = (1, *[size] * len(spec.shape or ()))
+    shape = [free[axis] if dim is None else dim for axis, dim in enumerate(spec.shape or ())]
+    drawn = rng.normal(size=shape) if spec.dtype.kind == "f" else rng.integers(0, 2, shape)
+    return np.asarray(drawn, spec.dtype)

@@ -7,7 +7,7 @@ cannot honour is dropped with a note; the same request in an override is an erro
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from onnx import TensorProto
@@ -20,6 +20,7 @@ from amct_onnx.kernels.dmq import Dmq
 from amct_onnx.kernels.hfmg import Hfmg
 from amct_onnx.kernels.ifmr import Ifmr
 from amct_onnx.kernels.nuq import Nuq
+from amct_onnx.kernels.quant_params import QuantParams
 from amct_onnx.passes.graph import Node
 from amct_onnx.passes.layer_types import PER_CHANNEL, is_of_type, says_rank
 from amct_onnx.passes.layers import is_depthwise, spatial_axes, why_not
@@ -43,7 +44,7 @@ def make_plan(state: QuantState, config: QuantConfig) -> QuantPlan:
     notes: dict[str, tuple[str, ...]] = {}
     types = infer_types(state.graph)
     for node in state.graph.nodes:
-        if reason := why_not(node) or _why_not_type(node, types):
+        if reason := why_not_layer(node, types):
             skipped[node.name] = reason
             if node.name in config.override_layer_configs and node.name not in _disabled_by_list(config):
                 raise ConfigError(f"override_layer_configs names {node.name!r}, which cannot be quantized: {reason}")
@@ -57,11 +58,7 @@ def make_plan(state: QuantState, config: QuantConfig) -> QuantPlan:
         layers[node.name] = decided.layer
         if decided.notes:
             notes[node.name] = decided.notes
-    for holder, node in state.graph.body_nodes():
-        name = (
-            node.name if node.name and node.name not in {*skipped, *layers} else f"{holder.name}/{node.name or node.op}"
-        )
-        skipped[name] = f"inside the body of {holder.op} {holder.name!r}; bodies stay float"
+    _skip_bodies(state, skipped, layers)
     if not layers:
         raise ModelError(_nothing_left(skipped, disabled))
     return QuantPlan(
@@ -75,6 +72,63 @@ def make_plan(state: QuantState, config: QuantConfig) -> QuantPlan:
         skip_fusion=frozenset(config.skip_fusion_layers),
         fp16_scales=config.fakequant_precision_mode == "FORCE_FP16_QUANT",
     )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GivenLayer:
+    """The scales of a layer, where they need not be found.
+
+    activation: of its input, per tensor.
+    weight: of its weight, per tensor or along axis 0 of `channels_first`; None for a layer without one.
+    """
+
+    activation: QuantParams
+    weight: QuantParams | None
+
+
+def plan_given(
+    state: QuantState,
+    given: Mapping[str, GivenLayer],
+    reasons: Mapping[str, str],
+    otherwise: str,
+    *,
+    wide_fusion: bool = False,
+    skip_fusion: frozenset[str] = frozenset(),
+    do_fusion: bool = True,
+) -> QuantPlan:
+    """The plan for layers whose scales are known already.
+
+    Args:
+        state: of a prepared graph.
+        given: layer -> its scales; each of them can be quantized.
+        reasons: node -> why it stays float, where there is more to say than `otherwise`.
+        otherwise: why a layer that could be quantized stays float.
+        wide_fusion: fold BatchNormalization behind ConvTranspose, Gemm and MatMul too.
+        skip_fusion: layers whose BatchNormalization is not folded.
+        do_fusion: fold BatchNormalization at all.
+    """
+    layers: dict[str, LayerPlan] = {}
+    skipped = dict(state.gone)
+    types = infer_types(state.graph)
+    for node in state.graph.nodes:
+        if node.name in given:
+            scales = given[node.name]
+            weight = scales.weight or Arq(channel_wise=False)
+            layers[node.name] = LayerPlan(name=node.name, op_type=node.op, activation=scales.activation, weight=weight)
+        else:
+            skipped[node.name] = why_not_layer(node, types) or reasons.get(node.name, otherwise)
+    _skip_bodies(state, skipped, layers)
+    return QuantPlan(
+        layers=layers, skipped=skipped, wide_fusion=wide_fusion, skip_fusion=skip_fusion, do_fusion=do_fusion
+    )
+
+
+def _skip_bodies(state: QuantState, skipped: dict[str, str], layers: Mapping[str, LayerPlan]) -> None:
+    for holder, node in state.graph.body_nodes():
+        name = (
+            node.name if node.name and node.name not in {*skipped, *layers} else f"{holder.name}/{node.name or node.op}"
+        )
+        skipped[name] = f"inside the body of {holder.op} {holder.name!r}; bodies stay float"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -174,6 +228,11 @@ class _Request:
             self._cannot("dmq_balancer", "it has no weight to balance with")
             return None
         return self.block.balancer
+
+
+def why_not_layer(node: Node, types: dict[str, TensorType]) -> str | None:
+    """Why a node cannot be quantized, as a sentence, or None where it can; `types` are those of the graph."""
+    return why_not(node) or _why_not_type(node, types)
 
 
 def _why_not_type(node: Node, types: dict[str, TensorType]) -> str | None:

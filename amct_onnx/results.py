@@ -4,29 +4,45 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 
-from amct_onnx.config import LayerConfig, QuantConfig
+from amct_onnx.config import LayerConfig
 from amct_onnx.data import Feed
 from amct_onnx.errors import ModelError, OutputError
-from amct_onnx.formats.amct_json import format_json
 from amct_onnx.formats.model_file import read_model, staged, write_model
 from amct_onnx.formats.record import LayerRecord, format_record
 from amct_onnx.kernels.quant_params import QuantParams
-from amct_onnx.passes.graph import Array
+from amct_onnx.passes.convert_opset import with_qdq_opset
+from amct_onnx.passes.graph import Array, Graph
 from amct_onnx.passes.layers import has_weight
 from amct_onnx.passes.manager import run_passes
-from amct_onnx.passes.pipelines import DEPLOY, FAKE_QUANT
+from amct_onnx.passes.pipelines import DEPLOY, FAKE_QUANT, QDQ
+from amct_onnx.passes.session import open_session
 from amct_onnx.passes.state import LayerPlan, Pass, QuantPlan, QuantState
 from amct_onnx.passes.weights import LightModel
 from amct_onnx.report.compare import Comparison, TensorError, compare_models, compare_outputs
 
 _log = logging.getLogger("amct_onnx")
+
+FILES = ("deploy_model.onnx", "fake_quant_model.onnx", "record.txt", "config.json")
+"""What the names of the files of a calibrated model end in."""
+
+CONVERTED_FILES = FILES[:3]
+"""The same where nothing was configured: the scales were known before."""
+
+QDQ_FILE = "qdq_model.onnx"
+
+_AGREES = 30.0
+"""SQNR in dB above which the QDQ model counts as computing what the fake-quant model does.
+
+Values that lie almost halfway between two integers may fall on either side, which later layers make more of.
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,24 +59,27 @@ class LayerParams:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QuantizeResult:
-    """What `quantize_onnx` made.
+    """What `quantize_onnx`, `convert_model` or `import_qdq` made.
 
     deploy_model, fake_quant_model: paths where `save_path` was given, else models in memory.
-    record, config: paths where `save_path` was given, else the texts.
+    record, config: paths where `save_path` was given, else the texts. There is a configuration only where the model was
+        calibrated; else it is None.
     plan: the final decisions: `layers` are quantized, `skipped` says of every other node why not.
     params: layer -> scales and offsets.
-    output_errors: output -> difference between the float and the fake-quant model, on the first calibration batch.
+    output_errors: output -> difference between the model that was read and the fake-quant model, on the first batch.
     layer_errors: layer -> the same, where it was asked for.
+    qdq_model: as the other models where it was asked for, else None.
     """
 
     deploy_model: Path | onnx.ModelProto
     fake_quant_model: Path | onnx.ModelProto
     record: Path | str
-    config: Path | str
+    config: Path | str | None
     plan: QuantPlan
     params: Mapping[str, LayerParams]
     output_errors: Mapping[str, TensorError]
     layer_errors: Mapping[str, TensorError] = field(default_factory=dict)
+    qdq_model: Path | onnx.ModelProto | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,11 +90,16 @@ class Target:
     prefix: str
 
     @classmethod
-    def of(cls, save_path: str | os.PathLike[str], model: object) -> Target:
+    def of(cls, save_path: str | os.PathLike[str], sources: Mapping[str, object], endings: Iterable[str]) -> Target:
         """Take `save_path` apart into directory and prefix.
 
+        Args:
+            save_path: what the user gives.
+            sources: what is read, which may be paths, under the word for it.
+            endings: of the files that will be written.
+
         Raises:
-            OutputError: it is no path, or names the very file that `model` is read from.
+            OutputError: it is no path, or one of the files is one of those that are read.
         """
         if not isinstance(save_path, (str, os.PathLike)):
             raise OutputError(f"save_path is a {type(save_path).__name__}; give a directory and a prefix as a path")
@@ -87,16 +111,17 @@ class Target:
         if "\0" in os.fspath(save_path):
             raise OutputError(f"save_path {os.fspath(save_path)!r} holds a null character, which no file name can")
         target = cls(directory=Path(directory or "."), prefix=f"{prefix}_" if prefix else "")
-        if isinstance(model, (str, os.PathLike)):
-            for name in target.names():
-                if os.path.realpath(target.directory / name) == os.path.realpath(model):
-                    raise OutputError(f"{target.directory / name}: is the model that is read; choose another save_path")
+        files = {
+            os.path.realpath(source): word for word, source in sources.items() if isinstance(source, (str, os.PathLike))
+        }
+        for path in map(target.path, endings):
+            if (word := files.get(os.path.realpath(path))) is not None:
+                raise OutputError(f"{path}: is the {word} that is read; choose another save_path")
         return target
 
-    def names(self) -> list[str]:
-        """Of the deploy model, the fake-quant model, the record and the configuration."""
-        endings = ("deploy_model.onnx", "fake_quant_model.onnx", "record.txt", "config.json")
-        return [f"{self.prefix}{ending}" for ending in endings]
+    def path(self, ending: str) -> Path:
+        """Of the file with this ending."""
+        return self.directory / f"{self.prefix}{ending}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,20 +131,34 @@ class Results:
     deploy: LightModel
     fake_quant: LightModel
     record: str
-    config: str
+    config: str | None = None
+    qdq: LightModel | None = None
+
+    def files(self) -> dict[str, LightModel | str]:
+        """Ending of each file -> what is written into it."""
+        contents = (self.deploy, self.fake_quant, self.record, self.config, self.qdq)
+        named = zip((*FILES, QDQ_FILE), contents, strict=True)
+        return {ending: content for ending, content in named if content is not None}
 
 
-def make_results(state: QuantState, config: QuantConfig, *, batch_num: int) -> Results:
-    """Rewrite the calibrated graph into its two forms, and write down record and configuration.
+def make_results(state: QuantState, config: str | None = None, *, qdq: bool = False) -> Results:
+    """Rewrite the graph, whose scales are known, into its forms, and write down the record.
 
-    batch_num: calibration batches that were used.
+    config: the configuration as text, where there is one.
+    qdq: make the QDQ model too.
     """
     return Results(
         deploy=_rewritten(state, DEPLOY),
         fake_quant=_rewritten(state, FAKE_QUANT),
         record=format_record(_records(state)),
-        config=format_json(config, json_layers(state.plan), batch_num=batch_num),
+        config=config,
+        qdq=_rewritten(_raised(state), QDQ) if qdq else None,
     )
+
+
+def _raised(state: QuantState) -> QuantState:
+    """The state over a graph whose opset the QDQ form can be written in."""
+    return replace(state, graph=Graph.of_model(with_qdq_opset(state.graph.to_light())))
 
 
 def _rewritten(state: QuantState, passes: tuple[Pass, ...]) -> LightModel:
@@ -149,13 +188,13 @@ def _record(state: QuantState, layer: LayerPlan, weighted: bool) -> LayerRecord:
 def json_layers(plan: QuantPlan) -> dict[str, tuple[bool, LayerConfig]]:
     """Every layer that can be quantized: whether it is, and how it is or would be."""
     both = [(True, layer) for layer in plan.layers.values()] + [(False, layer) for layer in plan.disabled.values()]
-    return {
-        layer.name: (
-            enabled,
-            LayerConfig(activation=layer.activation, weight=layer.weight, balancer=layer.balancer),
-        )
-        for enabled, layer in both
-    }
+    return {layer.name: (enabled, _config_of(layer)) for enabled, layer in both}
+
+
+def _config_of(layer: LayerPlan) -> LayerConfig:
+    assert not isinstance(layer.activation, QuantParams), "a given scale is no configuration"
+    assert not isinstance(layer.weight, QuantParams), "a given scale is no configuration"
+    return LayerConfig(activation=layer.activation, weight=layer.weight, balancer=layer.balancer)
 
 
 def finish(
@@ -167,63 +206,90 @@ def finish(
     measure_layers: bool,
 ) -> QuantizeResult:
     """Write the files if asked to, load them again, run them, and only then put them into place."""
-
-    def verified(deploy: LightModel, fake_quant: LightModel) -> Comparison:
-        return _verified(state, deploy, fake_quant, expected, feed, measure_layers)
-
+    files = results.files()
     if target is None:
-        found = verified(results.deploy, results.fake_quant)
-        return _result(state, found, results.deploy.whole(), results.fake_quant.whole(), results.record, results.config)
-    names = target.names()
-    with staged(target.directory, names) as stage:
-        paths = [stage / name for name in names]
-        write_model(results.deploy, paths[0])
-        write_model(results.fake_quant, paths[1])
-        paths[2].write_text(results.record, encoding="utf-8")
-        paths[3].write_text(results.config, encoding="utf-8")
-        found = verified(read_model(paths[0]), read_model(paths[1]))
-    deploy, fake_quant, record, config = (target.directory / name for name in names)
-    return _result(state, found, deploy, fake_quant, record, config)
+        models = {ending: content for ending, content in files.items() if isinstance(content, LightModel)}
+        found = _verified(state, models, expected, feed, measure_layers)
+        given = {
+            ending: content.whole() if isinstance(content, LightModel) else content for ending, content in files.items()
+        }
+        return _result(state, found, given)
+    with staged(target.directory, [target.path(ending).name for ending in files]) as stage:
+        models = {}
+        for ending, content in files.items():
+            path = stage / target.path(ending).name
+            if isinstance(content, LightModel):
+                write_model(content, path)
+                models[ending] = read_model(path)
+            else:
+                path.write_text(content, encoding="utf-8")
+        found = _verified(state, models, expected, feed, measure_layers)
+    return _result(state, found, {ending: target.path(ending) for ending in files})
 
 
 def _verified(
     state: QuantState,
-    deploy: LightModel,
-    fake_quant: LightModel,
+    models: Mapping[str, LightModel],
     expected: Mapping[str, Array],
     feed: Feed,
     measure_layers: bool,
 ) -> Comparison:
-    """Run the fake-quant model against the float one, and check that the deploy model has the same ends.
+    """Run the fake-quant model against the float one, and check that the others have the same ends.
 
     Raises:
-        ModelError: the fake-quant model does not run, or the two models have different inputs or outputs.
+        ModelError: one of the models does not run, two of them have different inputs or outputs, or the QDQ model does
+            not compute what the fake-quant model does.
     """
-    ends = [[value.name for value in (*m.graph.input, *m.graph.output)] for m in (deploy.proto, fake_quant.proto)]
-    if ends[0] != ends[1]:
-        raise ModelError(f"the deploy model's inputs and outputs are {ends[0]}, the fake-quant model's {ends[1]}")
+    fake_quant = models["fake_quant_model.onnx"]
+    wanted = _ends_of(fake_quant)
+    for ending, model in models.items():
+        if _ends_of(model) != wanted:
+            raise ModelError(
+                f"the inputs and outputs of {ending} are {_ends_of(model)}, the fake-quant model's {wanted}"
+            )
     outputs = compare_outputs(expected, fake_quant, feed, "the quantized model")
+    if QDQ_FILE in models:
+        _require_agreement(models[QDQ_FILE], fake_quant, feed, outputs)
     layers = compare_models(state.graph.to_light(), fake_quant, [feed]).layers if measure_layers else {}
     return Comparison(outputs=outputs, layers=layers)
 
 
-def _result(
-    state: QuantState,
-    found: Comparison,
-    deploy: Path | onnx.ModelProto,
-    fake_quant: Path | onnx.ModelProto,
-    record: Path | str,
-    config: Path | str,
-) -> QuantizeResult:
+def _ends_of(model: LightModel) -> list[str]:
+    return [value.name for value in (*model.proto.graph.input, *model.proto.graph.output)]
+
+
+def _require_agreement(
+    qdq: LightModel, fake_quant: LightModel, feed: Feed, distances: Mapping[str, TensorError]
+) -> None:
+    """The QDQ model as it stands must compute what the fake-quant model does; what an optimizer makes of it, should.
+
+    distances: output -> how far the fake-quant model is from the float one; the two may not be further from each other.
+    """
+    expected = open_session(fake_quant, "the quantized model", optimize=False).run(feed, "batch 0")
+    for optimize in (False, True):
+        for name, error in compare_outputs(expected, qdq, feed, "the QDQ model", optimize=optimize).items():
+            is_far = error.sqnr < min(_AGREES, distances[name].sqnr) and error.largest > 1e-4
+            if not is_far or expected[name].dtype.kind != "f":
+                continue
+            said = f"output {name!r} of the QDQ model is {error.sqnr:.1f} dB from that of the fake-quant model"
+            if not optimize:
+                raise ModelError(f"{said}; please report the model")
+            _log.warning("%s where onnxruntime optimizes it on this processor", said)
+
+
+def _result(state: QuantState, found: Comparison, given: Mapping[str, Any]) -> QuantizeResult:
+    """`given`: ending of each file -> its path, or what would be in it."""
     plan = state.plan
     for name, error in found.outputs.items():
         _log.info("output %r: %.1f dB, cosine %.6f", name, error.sqnr, error.cosine)
     _log.info("%d layers quantized, %d nodes left as they are", len(plan.layers), len(plan.skipped))
+    deploy, fake_quant, record = (given[ending] for ending in CONVERTED_FILES)
     return QuantizeResult(
         deploy_model=deploy,
         fake_quant_model=fake_quant,
         record=record,
-        config=config,
+        config=given.get("config.json"),
+        qdq_model=given.get(QDQ_FILE),
         plan=plan,
         params={
             name: LayerParams(activation=state.activations[name], weight=state.weights.get(name))

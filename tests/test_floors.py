@@ -15,8 +15,8 @@ FLOORS = [
     ["config", "data", "progress"],
     ["formats"],
     ["deploy", "planning", "report"],
-    ["results"],
-    ["quantize"],
+    ["prepare", "results"],
+    ["convert", "quantize"],
     ["cli"],
     ["__init__", "__main__"],
 ]

@@ -7,7 +7,7 @@ from amct_onnx.errors import ModelError, PassError
 from amct_onnx.passes import invariants
 from amct_onnx.passes.graph import Graph
 from amct_onnx.passes.manager import run_passes
-from amct_onnx.passes.pipelines import DEPLOY, FAKE_QUANT, FUSE, PREPARE, calibrate
+from amct_onnx.passes.pipelines import DEPLOY, FAKE_QUANT, FUSE, GIVEN, PREPARE, QDQ, calibrate
 from amct_onnx.passes.state import Invariant, Pass, QuantState
 
 # Every graph consists of standard operators until the deploy pipeline inserts others, and the plan names nodes that
@@ -15,14 +15,15 @@ from amct_onnx.passes.state import Invariant, Pass, QuantState
 AFTER_PLANNING = (invariants.STANDARD_ONLY, invariants.PLANNED)
 
 
-@pytest.mark.parametrize("last", [DEPLOY, FAKE_QUANT], ids=["deploy", "fake quant"])
-def test_every_requirement_is_ensured_earlier(last):
+@pytest.mark.parametrize("scales", [calibrate([]), GIVEN], ids=["calibrated", "given"])
+@pytest.mark.parametrize("last", [DEPLOY, FAKE_QUANT, QDQ], ids=["deploy", "fake quant", "qdq"])
+def test_every_requirement_is_ensured_earlier(scales, last):
     given = set()
     for step in PREPARE:
         assert {i.name for i in step.requires} <= given, step.name
         given |= {i.name for i in step.ensures}
     given |= {i.name for i in AFTER_PLANNING}
-    for step in (*FUSE, *calibrate([]), *last):
+    for step in (*FUSE, *scales, *last):
         assert {i.name for i in step.requires} <= given, step.name
         given |= {i.name for i in step.ensures}
 

@@ -23,9 +23,9 @@ from amct_onnx import (
     NuqConfig,
     QuantConfig,
     TensorConfig,
-    quantize,
     quantize_onnx,
 )
+from amct_onnx import prepare as preparing
 from amct_onnx.formats.config_source import load_config
 from amct_onnx.passes.weights import detached
 from amct_onnx.planning import make_plan
@@ -35,7 +35,7 @@ RNG = np.random.default_rng(0)
 
 def prepare(source):
     """The prepared state of a model in one message."""
-    state, _ = quantize.prepare(detached(source))
+    state, _ = preparing.prepare(detached(source))
     return state
 
 

@@ -27,3 +27,17 @@ def bias_fits(bias: NDArray[Any], scale: NDArray[np.float32]) -> bool:
 def quantize_bias(bias: NDArray[Any], scale: NDArray[np.float32]) -> NDArray[np.int32]:
     """round_half_even(bias / scale) as int32, same shape as `bias`; the caller has made sure that it fits."""
     return np.round(bias.astype(np.float32) / scale).astype(np.int64).astype(np.int32)
+
+
+def restore_bias(levels: NDArray[np.int32], scale: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
+    """The float32 values that `quantize_bias` makes `levels` of, or the nearest; same shape as `levels`."""
+    step = np.asarray(scale, np.float32)
+    found = np.asarray(levels.astype(np.float64) * step, np.float32)
+    for end in (-np.inf, np.inf):  # beyond 2^24 the last digit decides
+        other = np.nextafter(found, np.float32(end))
+        with np.errstate(over="ignore"):
+            is_nearer = np.abs(np.round(other / step) - levels.astype(np.float64)) < np.abs(
+                np.round(found / step) - levels.astype(np.float64)
+            )
+        found = np.where(is_nearer, other, found)
+    return found

@@ -20,6 +20,9 @@ from amct_onnx.passes.weights import LightModel, detached
 LOWEST, HIGHEST = 11, 18
 """The opsets that ATC reads."""
 
+LOWEST_QDQ = 13
+"""The opset from which on DequantizeLinear knows an axis."""
+
 _EXPANDED = "amct_onnx.expanded"
 
 
@@ -32,8 +35,7 @@ def with_accepted_opset(model: LightModel) -> LightModel:
         ModelError: the model does not say its opset, or one of its operators cannot be converted.
     """
     opset = _opset_of(model.proto)
-    if model.proto.functions:
-        model = replace(model, proto=onnx.inliner.inline_local_functions(model.proto))
+    model = inlined(model)
     if LOWEST <= opset <= HIGHEST:
         return model
     return detached(_converted(model.whole(), opset))
@@ -49,11 +51,42 @@ def _converted(model: onnx.ModelProto, opset: int) -> onnx.ModelProto:
         _mend(converted, opset)
         return converted
     except Exception as error:
-        reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
         raise ModelError(
-            f"the model has opset {opset}; ATC reads {LOWEST} to {HIGHEST}, and it cannot be converted: {reason}. "
+            f"the model has opset {opset}; ATC reads {LOWEST} to {HIGHEST}, and it cannot be converted: "
+            f"{_reason(error)}. "
             f"Export it with an opset from {LOWEST} to {HIGHEST}"
         ) from error
+
+
+def inlined(model: LightModel) -> LightModel:
+    """The model itself, or one with the bodies of its functions in their places."""
+    if not model.proto.functions:
+        return model
+    return replace(model, proto=onnx.inliner.inline_local_functions(model.proto))
+
+
+def with_qdq_opset(model: LightModel) -> LightModel:
+    """The model itself where DequantizeLinear knows an axis in its opset, else one that was raised to such an opset.
+
+    The caller compares the numbers of both: the converter is not taken at its word.
+
+    Raises:
+        ModelError: one of its operators cannot be converted.
+    """
+    opset = _opset_of(model.proto)
+    if opset >= LOWEST_QDQ:
+        return model
+    try:
+        return replace(model, proto=version_converter.convert_version(model.proto, LOWEST_QDQ))
+    except Exception as error:
+        raise ModelError(
+            f"the model has opset {opset}; QuantizeLinear and DequantizeLinear need {LOWEST_QDQ}, and it cannot be "
+            f"converted: {_reason(error)}. Export it with an opset from {LOWEST_QDQ} to {HIGHEST}"
+        ) from error
+
+
+def _reason(error: Exception) -> str:
+    return str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
 
 
 def _opset_of(model: onnx.ModelProto) -> int:

@@ -37,6 +37,16 @@ def _run(state: QuantState) -> None:
             state.left_float[layer.name] = reason
 
 
+def _check(state: QuantState) -> None:
+    """Leave the layers float whose bias does not fit; their scales are what they are."""
+    nodes = {node.name: node for node in state.graph.nodes}
+    for layer in state.layers():
+        node = nodes[layer.name]
+        place = bias_input(state.graph, node) if has_weight(node) else None
+        if reason := _why_not_scale(state, node, None if place is None else constant_input(*place)):
+            state.left_float[layer.name] = reason
+
+
 def _coarsen(state: QuantState, node: Node, bias: NDArray[np.float64]) -> None:
     """Raise the weight scale of the channels whose bias does not fit, where each channel has its own."""
     params = state.weights[node.name]
@@ -63,3 +73,6 @@ def _why_not_scale(state: QuantState, node: Node, bias: NDArray[np.float32] | No
 
 
 FIT_BIASES = Pass(name="fit biases", run=_run, requires=(PLANNED, ACTIVATIONS_KNOWN, WEIGHTS_KNOWN), ensures=(PLANNED,))
+CHECK_BIASES = Pass(
+    name="check biases", run=_check, requires=(PLANNED, ACTIVATIONS_KNOWN, WEIGHTS_KNOWN), ensures=(PLANNED,)
+)

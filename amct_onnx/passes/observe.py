@@ -85,7 +85,7 @@ def _layers_by_watch(state: QuantState, first: Feed) -> list[tuple[Watch, list[s
     """One observer for each tensor and way of observing it, and the layers that it serves."""
     nodes = {node.name: node for node in state.graph.nodes}
     sizes = _Sizes(infer_types(state.graph, {name: array.shape for name, array in first.items()}))
-    found: dict[tuple[str, Ifmr | Hfmg], tuple[Watch, list[str]]] = {}
+    found: dict[tuple[str, Ifmr | Hfmg | QuantParams], tuple[Watch, list[str]]] = {}
     for layer in state.layers():
         tensor = nodes[layer.name].inputs[0].name
         key = (tensor, layer.activation)
@@ -113,6 +113,7 @@ class _Sizes:
 
 
 def _observer_for(layer: LayerPlan) -> Observer:
+    assert not isinstance(layer.activation, QuantParams), "it is given, there is nothing to observe"
     asymmetric = layer.activation.asymmetric
     assert asymmetric is not None, "the plan decides it"
     if isinstance(layer.activation, Ifmr):

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from amct_onnx.passes.drop_unreached import DROP_UNREACHED
-from amct_onnx.passes.fit_biases import FIT_BIASES
+from amct_onnx.passes.fit_biases import CHECK_BIASES, FIT_BIASES
 from amct_onnx.passes.fold_constants import FOLD_CONSTANTS
 from amct_onnx.passes.fold_pads import FOLD_PADS
 from amct_onnx.passes.fuse_batch_norm import FUSE_BATCH_NORM
 from amct_onnx.passes.insert_dequant import INSERT_DEQUANT
+from amct_onnx.passes.insert_qdq import INSERT_QDQ
 from amct_onnx.passes.insert_quant import INSERT_QUANT
 from amct_onnx.passes.lower_ascend import LOWER_ASCEND
 from amct_onnx.passes.merge_quants import MERGE_QUANTS
@@ -18,6 +19,7 @@ from amct_onnx.passes.quantize_weights import FIND_WEIGHT_SCALES, STORE_INTEGER_
 from amct_onnx.passes.remove_identities import REMOVE_IDENTITIES
 from amct_onnx.passes.split_shared import SPLIT_SHARED
 from amct_onnx.passes.state import Pass
+from amct_onnx.passes.take_given import TAKE_GIVEN
 
 PREPARE: tuple[Pass, ...] = (
     NAME_NODES,  # everything after speaks of nodes by name
@@ -29,6 +31,9 @@ PREPARE: tuple[Pass, ...] = (
     SPLIT_SHARED,  # last: folding may have made two layers read one initializer
 )
 """Simplifies the graph without changing what it computes; knows no configuration."""
+
+BEFORE_READING: tuple[Pass, ...] = (NAME_NODES, DROP_UNREACHED, FOLD_CONSTANTS)
+"""What must be done before QuantizeLinear and DequantizeLinear are read: their parameters become initializers."""
 
 FUSE: tuple[Pass, ...] = (FUSE_BATCH_NORM,)
 """Folds what the plan allows; after it the float graph is final."""
@@ -43,6 +48,9 @@ def calibrate(run: CalibrationRun) -> tuple[Pass, ...]:
     )
 
 
+GIVEN: tuple[Pass, ...] = (TAKE_GIVEN, CHECK_BIASES)
+"""Fills in the parameters that the plan knows: takes the place of calibration."""
+
 DEPLOY: tuple[Pass, ...] = (
     INSERT_QUANT,
     INSERT_DEQUANT,  # biases too: their scale is the dequantization scale
@@ -53,3 +61,6 @@ DEPLOY: tuple[Pass, ...] = (
 
 FAKE_QUANT: tuple[Pass, ...] = (*DEPLOY, LOWER_ASCEND)
 """Rewrites the float graph into one of standard operators that computes what the chip will."""
+
+QDQ: tuple[Pass, ...] = (INSERT_QDQ,)
+"""Rewrites the float graph into one with QuantizeLinear and DequantizeLinear."""

@@ -20,15 +20,16 @@ class LayerPlan:
     """The decision for one layer.
 
     name, op_type: the node.
-    activation: algorithm for input 0; `asymmetric` is decided.
-    weight: algorithm for the weight; `channel_wise` is decided. AveragePool has no weight and ignores it.
+    activation: algorithm for input 0, with `asymmetric` decided; or what it would find, where that is given.
+    weight: algorithm for the weight, with `channel_wise` decided; or what it would find. AveragePool has no weight and
+        ignores it.
     balancer: moves outliers from the input to the weight; None for no balancing.
     """
 
     name: str
     op_type: str
-    activation: Ifmr | Hfmg
-    weight: Arq | AdaRound | Nuq
+    activation: Ifmr | Hfmg | QuantParams
+    weight: Arq | AdaRound | Nuq | QuantParams
     balancer: Dmq | None = None
 
 

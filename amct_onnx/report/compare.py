@@ -76,14 +76,22 @@ def compare_models(
 
 
 def compare_outputs(
-    expected: Mapping[str, NDArray[Any]], model: LightModel, feed: Mapping[str, NDArray[Any]], what: str
+    expected: Mapping[str, NDArray[Any]],
+    model: LightModel,
+    feed: Mapping[str, NDArray[Any]],
+    what: str,
+    *,
+    optimize: bool = True,
 ) -> dict[str, TensorError]:
-    """Run a model over one feed and compare its outputs with those expected; `what` names it in errors.
+    """Run a model over one feed and compare its outputs with those expected.
+
+    what: names the model in errors.
+    optimize: let onnxruntime rewrite the graph.
 
     Raises:
         ModelError: it does not run, or gives NaN or inf where finite values are expected.
     """
-    found = open_session(model, what).run(feed, "batch 0")
+    found = open_session(model, what, optimize=optimize).run(feed, "batch 0")
     errors = {}
     for name in expected:
         if _is_finite(expected[name]) and not _is_finite(found[name]):

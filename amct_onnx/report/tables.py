@@ -9,6 +9,7 @@ from rich.text import Text
 
 from amct_onnx.deploy.verify import VerifyReport
 from amct_onnx.kernels.ifmr import Ifmr
+from amct_onnx.kernels.quant_params import QuantParams
 from amct_onnx.passes.state import LayerPlan, QuantPlan
 from amct_onnx.report.compare import TensorError
 
@@ -63,6 +64,8 @@ def _row(table: Table, *cells: str) -> None:
 
 
 def _activation(layer: LayerPlan) -> str:
+    if isinstance(layer.activation, QuantParams):
+        return f"int{layer.activation.num_bits} given"
     algorithm = "ifmr" if isinstance(layer.activation, Ifmr) else "hfmg"
     sign = "asymmetric" if layer.activation.asymmetric else "symmetric"
     return f"int{layer.activation.num_bits} {sign} {algorithm}"
@@ -73,4 +76,6 @@ def _weight(layer: LayerPlan) -> str:
         return ""
     weight = layer.weight
     bits = getattr(weight, "num_bits", 8)
+    if isinstance(weight, QuantParams):
+        return f"int{bits} {'per tensor' if weight.axis is None else 'per channel'} given"
     return f"int{bits} {'per channel' if getattr(weight, 'channel_wise', False) else 'per tensor'}"

@@ -1,0 +1,159 @@
+"""Rewrites the float graph with QuantizeLinear and DequantizeLinear: the same integers in standard operators.
+
+In front of every layer stands a pair, one for all layers that read a tensor with the same scale and offset. Weights
+are int8 behind DequantizeLinear, per channel where their scale is; biases are int32 on scale_d * scale_w behind
+DequantizeLinear. That is the form that onnxruntime turns into integer kernels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+from onnx import TensorProto
+
+from amct_onnx.kernels.dequant import quantize_bias
+from amct_onnx.kernels.quant_params import QuantParams, quantize
+from amct_onnx.passes.graph import (
+    Array,
+    Graph,
+    Node,
+    Tensor,
+    constant_input,
+    derived,
+    set_input,
+    take_over_output,
+    unique_name,
+)
+from amct_onnx.passes.insert_dequant import scale_of
+from amct_onnx.passes.invariants import ACTIVATIONS_KNOWN, PLANNED, STANDARD_ONLY, UNSHARED, WEIGHTS_KNOWN
+from amct_onnx.passes.layers import bias_input, group_of, has_weight, last_node, layout_of
+from amct_onnx.passes.quantize_weights import integers_of
+from amct_onnx.passes.state import Pass, QuantState
+from amct_onnx.passes.weights import ComputedArray
+
+
+def _run(state: QuantState) -> None:
+    nodes = {node.name: node for node in state.graph.nodes}
+    insertion = _Insertion(graph=state.graph, tensors=state.graph.tensor_names(), nodes=state.graph.node_names())
+    for layer in state.layers():
+        node = nodes[layer.name]
+        last = last_node(state.graph, node)
+        is_half = has_weight(node) and np.dtype(node.inputs[1].dtype) == np.float16
+        _quantize_input(insertion, node, state.activations[layer.name], is_half)
+        if has_weight(node):
+            _quantize_bias(insertion, state, node)
+            _quantize_weight(insertion, state, node)
+        if is_half:
+            _give_half(insertion, node, last)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Insertion:
+    """A graph that grows, and the names that are taken in it.
+
+    ends: (tensor, scale, offset) -> what comes out of the pair behind it.
+    """
+
+    graph: Graph
+    tensors: set[str]
+    nodes: set[str]
+    ends: dict[tuple[int, float, int], Tensor] = field(default_factory=dict)
+
+    def constant(self, name: str, values: Array | ComputedArray) -> Tensor:
+        return self.graph.new_constant(unique_name(name, self.tensors), values)
+
+    def put(self, op: str, name: str, inputs: list[Tensor], before: Node, **attributes: object) -> Tensor:
+        """A new node in front of another one; its output."""
+        output = self.graph.new_tensor(unique_name(f"{name}.output0", self.tensors))
+        self.graph.insert(op, unique_name(name, self.nodes), inputs, output, attributes, before=before)
+        return output
+
+
+def _quantize_input(insertion: _Insertion, node: Node, params: QuantParams, is_half: bool) -> None:
+    value = node.inputs[0]
+    key = (id(value), float(params.scale), int(params.offset))
+    if key not in insertion.ends:
+        # Before opset 19 the pair takes float32 only; the layer then works in float32, as the fake-quant model does.
+        single = (
+            insertion.put("Cast", f"{node.name}.cast", [value], node, to=int(TensorProto.FLOAT)) if is_half else value
+        )
+        scale = insertion.constant(f"{node.name}.input.scale", np.asarray(params.scale, np.float32).reshape(()))
+        zero = insertion.constant(
+            f"{node.name}.input.zero_point", np.asarray(params.offset).reshape(()).astype(np.int8)
+        )
+        integers = insertion.put("QuantizeLinear", f"{node.name}.input.quantize", [single, scale, zero], node)
+        insertion.ends[key] = insertion.put(
+            "DequantizeLinear", f"{node.name}.input.dequantize", [integers, scale, zero], node
+        )
+    set_input(node, 0, insertion.ends[key])
+
+
+def _quantize_weight(insertion: _Insertion, state: QuantState, node: Node) -> None:
+    weight, params, layout = node.inputs[1], state.weights[node.name], layout_of(node)
+    by_group = params.axis is not None and layout.group > 1
+    if by_group:  # no axis of the operator's own layout counts the channels
+        shape = (weight.shape[1] * layout.group, weight.shape[0] // layout.group, *weight.shape[2:])
+        integers = derived(weight, np.int8, shape, lambda w: quantize(layout.channels_first(w), params))
+    else:
+        integers = integers_of(state, node)
+    axis = None if params.axis is None else 0 if by_group else layout.axis
+    stored = insertion.graph.new_constant(weight.name, integers)
+    result = _dequantized(insertion, stored, params.scale, axis, node, "weight")
+    set_input(node, 1, _restored(insertion, node, result, weight.shape) if by_group else result)
+
+
+def _dequantized(
+    insertion: _Insertion, stored: Tensor, scale: NDArray[np.float32], axis: int | None, node: Node, what: str
+) -> Tensor:
+    """What DequantizeLinear makes of an initializer; `scale` runs along `axis`, or is one for all."""
+    name = f"{node.name}.{what}"
+    shape = () if axis is None else (-1,)
+    inputs = [stored, insertion.constant(f"{name}.scale", np.asarray(scale, np.float32).reshape(shape))]
+    if what == "weight":  # int32 has no zero point
+        inputs.append(insertion.constant(f"{name}.zero_point", np.zeros(inputs[1].shape, np.int8)))
+    attributes = {} if axis is None else {"axis": axis}
+    return insertion.put("DequantizeLinear", f"{name}.dequantize", inputs, node, **attributes)
+
+
+def _restored(insertion: _Insertion, node: Node, weight: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """[Cout, Cin/g, k...] as ConvTranspose wants it, [Cin, Cout/g, k...]."""
+    group, kernel = group_of(node), list(shape[2:])
+    grouped = [group, shape[1], shape[0] // group, *kernel]
+    order = [0, 2, 1, *range(3, len(grouped))]
+    for step, wanted in (("split", grouped), ("join", list(shape))):
+        dims = insertion.constant(f"{node.name}.weight.{step}.shape", np.array(wanted, np.int64))
+        weight = insertion.put("Reshape", f"{node.name}.weight.{step}", [weight, dims], node)
+        if step == "split":
+            weight = insertion.put("Transpose", f"{node.name}.weight.transpose", [weight], node, perm=order)
+    return weight
+
+
+def _quantize_bias(insertion: _Insertion, state: QuantState, node: Node) -> None:
+    place = bias_input(state.graph, node)
+    if place is None:
+        return
+    holder, index = place
+    values, scale = constant_input(holder, index), scale_of(state, node)
+    assert values is not None
+    stored = insertion.graph.new_constant(holder.inputs[index].name, quantize_bias(values, scale))
+    axis = None if state.weights[node.name].axis is None else 0
+    set_input(holder, index, _dequantized(insertion, stored, scale, axis, node, "bias"))
+
+
+def _give_half(insertion: _Insertion, node: Node, last: Node) -> None:
+    """Let the layer's result, which is float32 now, be float16 for whoever reads it."""
+    graph = insertion.graph
+    node.outputs[0].dtype = node.outputs[0].shape = None
+    output = graph.new_tensor(unique_name(f"{node.name}.half.output0", insertion.tensors))
+    name = unique_name(f"{node.name}.half", insertion.nodes)
+    cast = graph.insert("Cast", name, [last.outputs[0]], output, {"to": int(TensorProto.FLOAT16)}, after=last)
+    take_over_output(graph, last, cast, own_name=unique_name(f"{node.name}_output0", insertion.tensors))
+
+
+INSERT_QDQ = Pass(
+    name="insert QuantizeLinear and DequantizeLinear",
+    run=_run,
+    requires=(PLANNED, ACTIVATIONS_KNOWN, WEIGHTS_KNOWN, STANDARD_ONLY, UNSHARED),
+)

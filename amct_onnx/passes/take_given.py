@@ -1,0 +1,28 @@
+"""Takes the scales that the plan gives into the table: those of a record, or of a model quantized elsewhere."""
+
+from __future__ import annotations
+
+from amct_onnx.kernels.quant_params import QuantParams
+from amct_onnx.passes.invariants import ACTIVATIONS_KNOWN, PLANNED, UNSHARED, WEIGHTS_KNOWN
+from amct_onnx.passes.layers import has_weight
+from amct_onnx.passes.quantize_weights import require_finite
+from amct_onnx.passes.state import Pass, QuantState
+
+
+def _run(state: QuantState) -> None:
+    nodes = {node.name: node for node in state.graph.nodes}
+    for layer in state.layers():
+        assert isinstance(layer.activation, QuantParams), "the plan gives every scale"
+        state.activations[layer.name] = layer.activation
+        if has_weight(nodes[layer.name]):
+            assert isinstance(layer.weight, QuantParams), "the plan gives every scale"
+            require_finite(state, nodes[layer.name])
+            state.weights[layer.name] = layer.weight
+
+
+TAKE_GIVEN = Pass(
+    name="take given scales",
+    run=_run,
+    requires=(PLANNED, UNSHARED),
+    ensures=(WEIGHTS_KNOWN, ACTIVATIONS_KNOWN),
+)
