@@ -2,6 +2,10 @@
 
 import onnxruntime
 import pytest
+from hypothesis import settings
+
+settings.register_profile("untimed", deadline=None)  # the first call of a kernel compiles it
+settings.load_profile("untimed")
 
 
 @pytest.fixture(scope="module")
