@@ -68,6 +68,7 @@ def convert_model(
     state = replace(state, plan=plan)
     run_passes(FUSE, state)
     feed, expected = _run_once(session, source, data)
+    del session
     require_same(state, expected, feed)
     run_passes(GIVEN, state)
     for name, reason in state.left_float.items():
@@ -101,12 +102,13 @@ def import_qdq(
     target = None if save_path is None else Target.of(save_path, {"model": model}, CONVERTED_FILES)
     # onnxruntime's optimizer rounds more than these models say, float weights behind rounded inputs for one
     session = open_session(runnable(source), "the model", optimize=False)
-    plain, reading = _read(source)
     feed, expected = _run_once(session, source, data)
-    state, float_session = prepare(plain)
+    plain, reading = _read(source)
+    state, session = prepare(plain)
     state.gone.update(reading.gone)
     state = replace(state, plan=_plan_read(state, reading))
-    require_same(state, float_session.run(feed, "batch 0"), feed)
+    require_same(state, session.run(feed, "batch 0"), feed)
+    del session
     run_passes(GIVEN, state)
     plan = final_plan(state)
     for pair in reading.pairs:
@@ -158,7 +160,9 @@ def _concluded(state: QuantState, plan: QuantPlan, pair: Pair) -> QuantPlan:
         if pair.source is not None and pair.source in plan.layers:
             remark = f"its output is not rounded any more: {pair.dequantize!r} was removed"
             notes[pair.source] = (*notes.get(pair.source, ()), remark)
-    skipped[pair.quantize] = skipped[pair.dequantize] = fate
+    skipped[pair.dequantize] = fate
+    before = [skipped[pair.quantize]] if pair.quantize in skipped else []  # of another DequantizeLinear behind it
+    skipped[pair.quantize] = "; ".join(dict.fromkeys([*before, fate]))
     if pair.clip is not None and not others and not pair.is_narrow:
         (clip,) = (node for node in state.graph.nodes if node.name == pair.clip)
         state.graph.replace_uses(clip.outputs[0], clip.inputs[0])
