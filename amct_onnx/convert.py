@@ -55,6 +55,8 @@ def convert_model(
         RecordError, ModelError, DataError, OutputError, NotAvailableError: each names what was found, where, and what
             is allowed. No file is left behind.
     """
+    if not isinstance(record, (str, os.PathLike)):
+        raise RecordError(f"the record is a {type(record).__name__}; give the path of a record file")
     source = read_model(model)
     records = read_record(record)
     target = None if save_path is None else Target.of(save_path, {"model": model, "record": record}, CONVERTED_FILES)
@@ -144,7 +146,7 @@ def _plan_read(state: QuantState, reading: Reading) -> QuantPlan:
         given[name] = GivenLayer(activation=activation, weight=reading.weights.get(name))
     plan = plan_given(state, given, reasons, "it is not quantized in the model that was read", do_fusion=False)
     if not given:
-        listed = [f"{name!r}: {plan.skipped[name]}" for name in (*reasons, *reading.activations)]
+        listed = [f"{name!r}: {plan.skipped.get(name)}" for name in (*reasons, *reading.activations)]
         raise ModelError(f"no layer is left to quantize: {'; '.join(listed[:5]) or 'no pair is in front of one'}")
     return plan
 
@@ -163,11 +165,11 @@ def _concluded(state: QuantState, plan: QuantPlan, pair: Pair) -> QuantPlan:
     skipped[pair.dequantize] = fate
     before = [skipped[pair.quantize]] if pair.quantize in skipped else []  # of another DequantizeLinear behind it
     skipped[pair.quantize] = "; ".join(dict.fromkeys([*before, fate]))
-    if pair.clip is not None and not others and not pair.is_narrow:
-        (clip,) = (node for node in state.graph.nodes if node.name == pair.clip)
-        state.graph.replace_uses(clip.outputs[0], clip.inputs[0])
-        state.graph.remove([clip])
-        del skipped[pair.clip]
+    if not others and not pair.is_narrow:
+        for clip in [node for node in state.graph.nodes if node.name == pair.clip]:
+            state.graph.replace_uses(clip.outputs[0], clip.inputs[0])
+            state.graph.remove([clip])
+            del skipped[clip.name]
     return replace(plan, skipped=skipped, notes=notes)
 
 

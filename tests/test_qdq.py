@@ -355,6 +355,21 @@ def test_any_scales_come_back(scale, zero, weight_scales, kind, group, is_signed
     np.testing.assert_array_equal(initializers(result.deploy_model)["w"], integers)
 
 
+def test_models_of_opset_10_are_raised_and_keep_no_more_than_they_need():
+    text = """
+    g (float[N, 4] x) => (float[N, 3] y) {
+      [q] xq = QuantizeLinear(x, s, z)
+      [d] xd = DequantizeLinear(xq, s, z)
+      [dw] wd = DequantizeLinear(w, s, z)
+      [fc] y = MatMul(xd, wd)
+    }
+    """
+    weights = {"s": np.float32(0.1), "z": np.int8(0), "w": np.ones((4, 3), np.int8)}
+    result = import_qdq(model(text, weights, opset=10, ir=5))
+    assert [node.op_type for node in result.deploy_model.graph.node] == ["AscendQuant", "MatMul", "AscendDequant"]
+    assert result.deploy_model.opset_import[0].version == 11
+
+
 def test_a_quantizer_with_two_dequantizers_tells_of_both():
     text = """
     g (float[N, 4] x) => (float[N, 3] y, float[N, 4] o) {
