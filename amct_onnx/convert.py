@@ -55,6 +55,8 @@ def convert_model(
         RecordError, ModelError, DataError, OutputError, NotAvailableError: each names what was found, where, and what
             is allowed. No file is left behind.
     """
+    if not isinstance(record, (str, os.PathLike)):
+        raise RecordError(f"the record is a {type(record).__name__}; give the path of a record file")
     source = read_model(model)
     records = read_record(record)
     target = None if save_path is None else Target.of(save_path, {"model": model, "record": record}, CONVERTED_FILES)
@@ -68,6 +70,7 @@ def convert_model(
     state = replace(state, plan=plan)
     run_passes(FUSE, state)
     feed, expected = _run_once(session, source, data)
+    del session
     require_same(state, expected, feed)
     run_passes(GIVEN, state)
     for name, reason in state.left_float.items():
@@ -101,12 +104,13 @@ def import_qdq(
     target = None if save_path is None else Target.of(save_path, {"model": model}, CONVERTED_FILES)
     # onnxruntime's optimizer rounds more than these models say, float weights behind rounded inputs for one
     session = open_session(runnable(source), "the model", optimize=False)
-    plain, reading = _read(source)
     feed, expected = _run_once(session, source, data)
-    state, float_session = prepare(plain)
+    plain, reading = _read(source)
+    state, session = prepare(plain)
     state.gone.update(reading.gone)
     state = replace(state, plan=_plan_read(state, reading))
-    require_same(state, float_session.run(feed, "batch 0"), feed)
+    require_same(state, session.run(feed, "batch 0"), feed)
+    del session
     run_passes(GIVEN, state)
     plan = final_plan(state)
     for pair in reading.pairs:
@@ -142,7 +146,7 @@ def _plan_read(state: QuantState, reading: Reading) -> QuantPlan:
         given[name] = GivenLayer(activation=activation, weight=reading.weights.get(name))
     plan = plan_given(state, given, reasons, "it is not quantized in the model that was read", do_fusion=False)
     if not given:
-        listed = [f"{name!r}: {plan.skipped[name]}" for name in (*reasons, *reading.activations)]
+        listed = [f"{name!r}: {plan.skipped.get(name)}" for name in (*reasons, *reading.activations)]
         raise ModelError(f"no layer is left to quantize: {'; '.join(listed[:5]) or 'no pair is in front of one'}")
     return plan
 
@@ -158,12 +162,14 @@ def _concluded(state: QuantState, plan: QuantPlan, pair: Pair) -> QuantPlan:
         if pair.source is not None and pair.source in plan.layers:
             remark = f"its output is not rounded any more: {pair.dequantize!r} was removed"
             notes[pair.source] = (*notes.get(pair.source, ()), remark)
-    skipped[pair.quantize] = skipped[pair.dequantize] = fate
-    if pair.clip is not None and not others and not pair.is_narrow:
-        (clip,) = (node for node in state.graph.nodes if node.name == pair.clip)
-        state.graph.replace_uses(clip.outputs[0], clip.inputs[0])
-        state.graph.remove([clip])
-        del skipped[pair.clip]
+    skipped[pair.dequantize] = fate
+    before = [skipped[pair.quantize]] if pair.quantize in skipped else []  # of another DequantizeLinear behind it
+    skipped[pair.quantize] = "; ".join(dict.fromkeys([*before, fate]))
+    if not others and not pair.is_narrow:
+        for clip in [node for node in state.graph.nodes if node.name == pair.clip]:
+            state.graph.replace_uses(clip.outputs[0], clip.inputs[0])
+            state.graph.remove([clip])
+            del skipped[clip.name]
     return replace(plan, skipped=skipped, notes=notes)
 
 

@@ -18,7 +18,7 @@ from amct_onnx.errors import ModelError, OutputError
 from amct_onnx.formats.model_file import read_model, staged, write_model
 from amct_onnx.formats.record import LayerRecord, format_record
 from amct_onnx.kernels.quant_params import QuantParams
-from amct_onnx.passes.convert_opset import with_qdq_opset
+from amct_onnx.passes.convert_opset import LOWEST_QDQ, with_qdq_opset
 from amct_onnx.passes.graph import Array, Graph
 from amct_onnx.passes.layers import has_weight
 from amct_onnx.passes.manager import run_passes
@@ -158,6 +158,8 @@ def make_results(state: QuantState, config: str | None = None, *, qdq: bool = Fa
 
 def _raised(state: QuantState) -> QuantState:
     """The state over a graph whose opset the QDQ form can be written in."""
+    if state.graph.opset >= LOWEST_QDQ:
+        return state
     return replace(state, graph=Graph.of_model(with_qdq_opset(state.graph.to_light())))
 
 

@@ -289,6 +289,8 @@ def test_neither_the_model_nor_the_record_is_overwritten(tmp_path):
 def test_a_record_that_is_not_there_is_said(tmp_path):
     with pytest.raises(RecordError, match="nowhere"):
         convert_model(network(), tmp_path / "nowhere.txt")
+    with pytest.raises(RecordError, match="the record is a NoneType; give the path of a record file"):
+        convert_model(network(), None)
 
 
 # Data to run on

@@ -193,6 +193,48 @@ def test_a_pair_that_others_read_too_is_said():
     assert "[neg] o = Neg(d.clip.output0)" in nodes_as_text(left)
 
 
+def test_one_quantizer_may_have_several_dequantizers_and_pairs_may_follow_each_other():
+    text = CONV.replace("[conv]", "[d2] xe = DequantizeLinear(xq, s, z) [q3] xr = QuantizeLinear(xe, s, z) [conv]")
+    text = text.replace("[conv]", "[d3] xs = DequantizeLinear(xr, s, z) [conv]")
+    text = text.replace("(xd, wd, bd)", "(xs, wd, bd)").replace("y) {", "y, float[N, 4, 6, 6] o) { ", 1)
+    text = text.replace("[conv]", "[neg] o = Neg(xd) [conv]")
+    reading, left = read(text, conv_weights())
+    assert [(p.quantize, p.dequantize, p.layers, p.others) for p in reading.pairs] == [
+        ("q", "d", (), ("neg",)),
+        ("q", "d2", (), ("q3",)),
+        ("q3", "d3", ("conv",), ()),
+    ]
+    assert [line.split("]")[0] for line in nodes_as_text(left)] == ["[d.clip", "[d2.clip", "[d3.clip", "[neg", "[conv"]
+
+
+def test_onnxruntimes_own_operators_are_read():
+    source = model(CONV, conv_weights())
+    for node in source.graph.node[:3]:
+        node.domain = "com.microsoft"
+    state = QuantState(graph=Graph.of_model(source))
+    run_passes(BEFORE_READING, state)
+    assert list(read_qdq(state.graph).activations) == ["conv"]
+
+
+def test_limits_are_attributes_in_opset_10():
+    text = CONV.replace("<axis = 0>", "")
+    weights = conv_weights(sw=F(0.01), zw=S(0), sb=F(0.0005))
+    line = nodes_as_text(read(text, weights, opset=10)[1])[0]
+    assert line.startswith("[d.clip] d.clip.output0 = Clip<max=6.7")
+
+
+def test_pairs_inside_of_bodies_are_refused():
+    text = """
+    g (float[4] x, bool c) => (float[4] y) {
+      [if] y = If(c) <then_branch = t () => (float[4] a) {
+        [inner] i = QuantizeLinear(x, s, z) [other] a = DequantizeLinear(i, s, z)
+      }, else_branch = e () => (float[4] b) { [same] b = Identity(x) }>
+    }
+    """
+    with pytest.raises(ModelError, match="QuantizeLinear 'inner' is inside the body of If 'if'"):
+        read(text, {"s": F(0.1), "z": S(0)})
+
+
 def test_an_output_keeps_its_name():
     text = (
         "g (float[N, 4] x) => (float[N, 4] y) { [q] xq = QuantizeLinear(x, s, z) [d] y = DequantizeLinear(xq, s, z) }"

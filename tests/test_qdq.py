@@ -209,6 +209,8 @@ def test_a_model_of_onnxruntime(name, layers, activation, tmp_path):
     assert min(error.sqnr for error in result.output_errors.values()) > 30
     assert not {n.op_type for n in result.deploy_model.graph.node} & {"QuantizeLinear", "DequantizeLinear"}
     assert [entry.domain for entry in result.deploy_model.opset_import] == [""]
+    named = {node.name for node in onnx.load(path).graph.node}
+    assert named <= {*result.plan.layers, *result.plan.skipped}, "every node is accounted for"
 
 
 def test_what_the_chip_has_not_stays_float_with_a_reason(tmp_path):
@@ -351,6 +353,38 @@ def test_any_scales_come_back(scale, zero, weight_scales, kind, group, is_signed
     assert (found.activation.scale, found.activation.offset) == (np.float32(scale), zero - 128)
     np.testing.assert_array_equal(found.weight.scale, scales if kind == "Conv" else np.tile(scales, group))
     np.testing.assert_array_equal(initializers(result.deploy_model)["w"], integers)
+
+
+def test_models_of_opset_10_are_raised_and_keep_no_more_than_they_need():
+    text = """
+    g (float[N, 4] x) => (float[N, 3] y) {
+      [q] xq = QuantizeLinear(x, s, z)
+      [d] xd = DequantizeLinear(xq, s, z)
+      [dw] wd = DequantizeLinear(w, s, z)
+      [fc] y = MatMul(xd, wd)
+    }
+    """
+    weights = {"s": np.float32(0.1), "z": np.int8(0), "w": np.ones((4, 3), np.int8)}
+    result = import_qdq(model(text, weights, opset=10, ir=5))
+    assert [node.op_type for node in result.deploy_model.graph.node] == ["AscendQuant", "MatMul", "AscendDequant"]
+    assert result.deploy_model.opset_import[0].version == 11
+
+
+def test_a_quantizer_with_two_dequantizers_tells_of_both():
+    text = """
+    g (float[N, 4] x) => (float[N, 3] y, float[N, 4] o) {
+      [q] xq = QuantizeLinear(x, s, z)
+      [d] xd = DequantizeLinear(xq, s, z)
+      [e] xe = DequantizeLinear(xq, s, z)
+      [dw] wd = DequantizeLinear(w, s, z)
+      [fc] y = Gemm(xd, wd)
+      [neg] o = Neg(xe)
+    }
+    """
+    weights = {"s": np.float32(0.1), "z": np.int8(0), "w": np.ones((4, 3), np.int8)}
+    result = import_qdq(model(text, weights))
+    assert result.plan.skipped["q"] == "the input scale of 'fc'; removed; not rounded any more: what 'neg' takes"
+    assert [node.op_type for node in result.deploy_model.graph.node].count("Clip") == 1
 
 
 # What is refused

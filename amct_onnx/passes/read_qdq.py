@@ -126,6 +126,12 @@ def _require_pairs(graph: Graph) -> None:
     for node in graph.nodes:
         if node.op in _INTEGER or (not is_standard(node) and node.op.startswith(("QLinear", "QGemm", "QAttention"))):
             raise ModelError(f"node {node.name!r} ({node.op}) works on integers; export the model in the QDQ form")
+    for holder, node in graph.body_nodes():
+        if is_quantizer(node) or is_dequantizer(node):
+            raise ModelError(
+                f"{node.op} {node.name!r} is inside the body of {holder.op} {holder.name!r}; only those of the main "
+                "graph can be converted"
+            )
     if not any(is_dequantizer(node) for node in graph.nodes):
         raise ModelError("the model has no QuantizeLinear and DequantizeLinear that say how it is quantized")
 
