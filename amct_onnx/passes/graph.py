@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, MutableSequence
+from itertools import chain
 from typing import Any, Protocol, cast
 
 import numpy as np
@@ -45,6 +46,9 @@ RANDOM |= {"Multinomial", "Bernoulli"}
 
 _DEFAULT_DOMAINS = (None, "", "ai.onnx")
 
+_BEHIND = 32
+"""How far behind the last place a node is looked for first."""
+
 G_LOGGER.severity = G_LOGGER.CRITICAL
 logging.getLogger("ONNX_GRAPHSURGEON").setLevel(logging.CRITICAL)
 
@@ -79,6 +83,7 @@ class Graph:
     def __init__(self, inner: Any, model: onnx.ModelProto) -> None:
         self._inner = inner
         self._frame = model
+        self._near = 0  # where a node was found last: rewrites go through the graph from node to node
 
     @classmethod
     def of_model(cls, source: onnx.ModelProto | LightModel) -> Graph:
@@ -241,7 +246,10 @@ class Graph:
     def remove(self, nodes: Iterable[Node]) -> None:
         """Take nodes out and unlink them."""
         gone = {id(node): node for node in nodes}
-        self._inner.nodes = [node for node in self._inner.nodes if id(node) not in gone]
+        if len(gone) == 1:
+            del self.nodes[self._position(*gone.values())]
+        else:
+            self._inner.nodes = [node for node in self._inner.nodes if id(node) not in gone]
         for node in gone.values():
             while node.inputs:
                 node.inputs.pop()
@@ -273,7 +281,12 @@ class Graph:
         return gone
 
     def _position(self, node: Node) -> int:
-        return next(index for index, other in enumerate(self.nodes) if other is node)
+        nodes, start = self.nodes, max(0, self._near - _BEHIND)
+        for index in chain(range(start, len(nodes)), range(min(start, len(nodes)))):
+            if nodes[index] is node:
+                self._near = index
+                return index
+        raise ValueError(f"node {node.name!r} is not in the graph")
 
 
 class _Elsewhere(gs.ir.tensor.LazyValues):  # type: ignore[misc]
