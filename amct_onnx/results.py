@@ -13,7 +13,8 @@ import onnx
 
 from amct_onnx.config import LayerConfig, QuantConfig
 from amct_onnx.data import Feed
-from amct_onnx.errors import ModelError, OutputError
+from amct_onnx.deploy.verify import Finding, verify_deploy_model
+from amct_onnx.errors import ModelError, OutputError, PassError
 from amct_onnx.formats.amct_json import format_json
 from amct_onnx.formats.model_file import read_model, staged, write_model
 from amct_onnx.formats.record import LayerRecord, format_record
@@ -27,6 +28,8 @@ from amct_onnx.passes.weights import LightModel
 from amct_onnx.report.compare import Comparison, TensorError, compare_models, compare_outputs
 
 _log = logging.getLogger("amct_onnx")
+
+_MOST_SHOWN = 10
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -194,17 +197,39 @@ def _verified(
     feed: Feed,
     measure_layers: bool,
 ) -> Comparison:
-    """Run the fake-quant model against the float one, and check that the deploy model has the same ends.
+    """Run the fake-quant model against the float one; check that the deploy model has the same ends and breaks no rule.
 
     Raises:
         ModelError: the fake-quant model does not run, or the two models have different inputs or outputs.
+        PassError: ATC would not take the deploy model.
     """
     ends = [[value.name for value in (*m.graph.input, *m.graph.output)] for m in (deploy.proto, fake_quant.proto)]
     if ends[0] != ends[1]:
         raise ModelError(f"the deploy model's inputs and outputs are {ends[0]}, the fake-quant model's {ends[1]}")
+    _require_rules_kept(state, deploy)
     outputs = compare_outputs(expected, fake_quant, feed, "the quantized model")
     layers = compare_models(state.graph.to_light(), fake_quant, [feed]).layers if measure_layers else {}
     return Comparison(outputs=outputs, layers=layers)
+
+
+def _require_rules_kept(state: QuantState, deploy: LightModel) -> None:
+    """ATC must take the deploy model. What it would not take of the float model either is the model's own affair."""
+    report = verify_deploy_model(deploy.proto, record=_records(state), weights=deploy.weights)
+    for finding in report.warnings:
+        _log.debug("%s", _sentence(finding))
+    if report.errors:
+        light = state.graph.to_light()
+        own = set(verify_deploy_model(light.proto, weights=light.weights).errors)
+        for finding in report.errors:
+            if finding in own:
+                _log.warning("ATC would not take the model as it is: %s", _sentence(finding))
+        if made := [_sentence(finding) for finding in report.errors if finding not in own]:
+            listed = " | ".join(made[:_MOST_SHOWN])
+            raise PassError(f"the deploy model breaks the rules of docs/verify.md {len(made)} times: {listed}")
+
+
+def _sentence(finding: Finding) -> str:
+    return f"{finding.node or 'the model'}: {finding.found}; rule {finding.rule}: {finding.expected}"
 
 
 def _result(

@@ -23,6 +23,7 @@ from amct_onnx.passes.protos import (
     all_graphs,
     check_graph,
     drop_untensorlike,
+    drop_unused_opsets,
     hide_what_is_lost,
     make_dense,
     show_what_was_hidden,
@@ -121,11 +122,11 @@ class Graph:
         return cls(inner, frame)
 
     def to_model(self) -> onnx.ModelProto:
-        """Export as one message, with the same IR version, opsets and metadata."""
+        """Export as one message, with the same IR version, operator sets and metadata."""
         return self.to_light().whole()
 
     def to_light(self) -> LightModel:
-        """Export as a model that shares the large weights with this graph."""
+        """Export as a model that shares the large weights with this graph; operator sets that no node uses are dropped."""
         exported, weights = _export_light(self._inner, self._frame)
         for function in exported.functions:
             show_what_was_hidden(function.node)
@@ -134,6 +135,7 @@ class Graph:
         frame = self._frame
         for field in ("ir_version", "producer_name", "producer_version", "domain", "model_version", "doc_string"):
             setattr(exported, field, getattr(frame, field))
+        drop_unused_opsets(exported)
         exported.metadata_props.extend(frame.metadata_props)
         exported.graph.metadata_props.extend(frame.graph.metadata_props)
         for ours, original in ((exported.graph.input, frame.graph.input), (exported.graph.output, frame.graph.output)):
