@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from amct_onnx.config import NuqConfig as NuqConfig
     from amct_onnx.config import QuantConfig as QuantConfig
     from amct_onnx.config import TensorConfig as TensorConfig
+    from amct_onnx.deploy.simulate import SimulatedSession as SimulatedSession
     from amct_onnx.deploy.verify import VerifyReport as VerifyReport
     from amct_onnx.deploy.verify import verify_deploy_model as verify_deploy_model
     from amct_onnx.errors import AmctError as AmctError
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 # Where each name lives. Loaded on first use: importing the package stays cheap.
 _HOMES = {
     "amct_onnx.config": "LayerConfig NuqConfig QuantConfig TensorConfig",
+    "amct_onnx.deploy.simulate": "SimulatedSession",
     "amct_onnx.deploy.verify": "VerifyReport verify_deploy_model",
     "amct_onnx.kernels.adaround": "AdaRound",
     "amct_onnx.kernels.arq": "Arq",
