@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from amct_onnx.config import TensorConfig as TensorConfig
     from amct_onnx.convert import convert_model as convert_model
     from amct_onnx.convert import import_qdq as import_qdq
+    from amct_onnx.deploy.simulate import SimulatedSession as SimulatedSession
     from amct_onnx.deploy.verify import VerifyReport as VerifyReport
     from amct_onnx.deploy.verify import verify_deploy_model as verify_deploy_model
     from amct_onnx.errors import AmctError as AmctError
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "amct_onnx.config": "LayerConfig NuqConfig QuantConfig TensorConfig",
     "amct_onnx.convert": "convert_model import_qdq",
+    "amct_onnx.deploy.simulate": "SimulatedSession",
     "amct_onnx.deploy.verify": "VerifyReport verify_deploy_model",
     "amct_onnx.kernels.adaround": "AdaRound",
     "amct_onnx.kernels.arq": "Arq",

@@ -1,4 +1,4 @@
-"""The command line: `amct_onnx calibration`, `convert`, `plan`, `compare` and `verify`."""
+"""The command line: `amct_onnx calibration`, `convert`, `plan`, `compare`, `verify` and `simulate`."""
 
 from __future__ import annotations
 
@@ -29,6 +29,15 @@ examples:
   amct_onnx verify out/net_deploy_model.onnx
   amct_onnx verify out/net_deploy_model.onnx --record out/net_record.txt --float-model net.onnx
   amct_onnx verify out/net_deploy_model.onnx --json report.json && atc --model=out/net_deploy_model.onnx ...
+"""
+
+_SIMULATE_HELP = """\
+Run a deploy model on the CPU by exact integers, rounded as a kind of chip does, over data of the usual forms."""
+
+_SIMULATE_EXAMPLES = """\
+examples:
+  amct_onnx simulate out/net_deploy_model.onnx --data data/ --profile fixpipe --save outputs.npz
+  amct_onnx simulate out/net_deploy_model.onnx --data data/ --profile v200 --reference out/net_fake_quant_model.onnx
 """
 
 _DTYPES = (
@@ -65,6 +74,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_plan(commands.add_parser("plan", help="show what would be quantized, and why the rest would not"))
     _add_compare(commands.add_parser("compare", help="compare a quantized model with the float one"))
     _add_verify(commands.add_parser("verify", help="check a deploy model against what ATC takes"))
+    _add_simulate(commands.add_parser("simulate", help="run a deploy model as a chip would"))
     for command in commands.choices.values():
         command.add_argument("-v", "--verbose", action="store_true", help="tell every step")
         command.add_argument("-q", "--quiet", action="store_true", help="tell warnings and errors only")
@@ -137,6 +147,18 @@ def _add_verify(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", metavar="FILE", help="write the report as JSON too; - for standard output alone")
     parser.add_argument("--strict", action="store_true", help="exit with 1 for warnings too")
     parser.set_defaults(command=_verify)
+
+
+def _add_simulate(parser: argparse.ArgumentParser) -> None:
+    parser.description, parser.epilog = _SIMULATE_HELP, _SIMULATE_EXAMPLES
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("model", help="the deploy model, an .onnx file")
+    parser.add_argument("--profile", default="ideal", help="ideal, fixpipe, v200 or v100; ideal without it")
+    parser.add_argument("--reference", help="a float or fake-quant model to compare the outputs with")
+    parser.add_argument("--save", metavar="FILE", help="an .npz file for the outputs, as <output>_<batch>")
+    parser.add_argument("--batch_num", type=int, help="batches to use; all without it")
+    _add_data(parser)
+    parser.set_defaults(command=_simulate)
 
 
 def _calibration(options: argparse.Namespace) -> None:
@@ -239,6 +261,28 @@ def _verify(options: argparse.Namespace) -> int:
                 raise OutputError(f"{options.json}: cannot be written: {error}") from error
         _show(findings_table(report))
     return int(not report.ok or (options.strict and bool(report.findings)))
+
+
+def _simulate(options: argparse.Namespace) -> None:
+    from amct_onnx.deploy.simulate import SimulatedSession
+    from amct_onnx.formats.model_file import read_model
+    from amct_onnx.passes.session import open_session
+    from amct_onnx.report.simulation import run_simulation
+    from amct_onnx.report.tables import error_table, range_table
+
+    model = read_model(options.model)
+    session = SimulatedSession(options.model, options.profile)
+    reference = None if options.reference is None else open_session(read_model(options.reference), options.reference)
+    source, batch_num = _data_source(options)
+    feeds = checked_feeds(source, input_specs(model.proto), batch_num)
+    save = None if options.save is None else Path(options.save)
+    found = run_simulation(session, feeds, reference=reference, save=save)
+    title = f"{session.profile.name}, {found.batches} batches"
+    _show(range_table(found.ranges, title))
+    if reference is not None:
+        _show(error_table(found.errors, f"against {options.reference}"))
+    if save is not None:
+        print(save)
 
 
 def _data_source(options: argparse.Namespace) -> tuple[CalibrationSource, int | None]:

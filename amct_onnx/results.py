@@ -14,7 +14,8 @@ import onnx
 
 from amct_onnx.config import LayerConfig
 from amct_onnx.data import Feed
-from amct_onnx.errors import ModelError, OutputError
+from amct_onnx.deploy.verify import Finding, verify_deploy_model
+from amct_onnx.errors import ModelError, OutputError, PassError
 from amct_onnx.formats.model_file import read_model, staged, write_model
 from amct_onnx.formats.record import LayerRecord, format_record
 from amct_onnx.kernels.quant_params import QuantParams
@@ -43,6 +44,8 @@ _AGREES = 30.0
 
 Values that lie almost halfway between two integers may fall on either side, which later layers make more of.
 """
+
+_MOST_SHOWN = 10
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -241,6 +244,7 @@ def _verified(
     Raises:
         ModelError: one of the models does not run, two of them have different inputs or outputs, or the QDQ model does
             not compute what the fake-quant model does.
+        PassError: ATC would not take the deploy model.
     """
     fake_quant = models["fake_quant_model.onnx"]
     wanted = _ends_of(fake_quant)
@@ -249,6 +253,7 @@ def _verified(
             raise ModelError(
                 f"the inputs and outputs of {ending} are {_ends_of(model)}, the fake-quant model's {wanted}"
             )
+    _require_rules_kept(state, models["deploy_model.onnx"])
     outputs = compare_outputs(expected, fake_quant, feed, "the quantized model")
     if QDQ_FILE in models:
         _require_agreement(models[QDQ_FILE], fake_quant, feed, outputs)
@@ -277,6 +282,26 @@ def _require_agreement(
             if not optimize:
                 raise ModelError(f"{said}; please report the model")
             _log.warning("%s where onnxruntime optimizes it on this processor", said)
+
+
+def _require_rules_kept(state: QuantState, deploy: LightModel) -> None:
+    """ATC must take the deploy model. What it would not take of the float model either is the model's own affair."""
+    report = verify_deploy_model(deploy.proto, record=_records(state), weights=deploy.weights)
+    for finding in report.warnings:
+        _log.debug("%s", _sentence(finding))
+    if report.errors:
+        light = state.graph.to_light()
+        own = set(verify_deploy_model(light.proto, weights=light.weights).errors)
+        for finding in report.errors:
+            if finding in own:
+                _log.warning("ATC would not take the model as it is: %s", _sentence(finding))
+        if made := [_sentence(finding) for finding in report.errors if finding not in own]:
+            listed = " | ".join(made[:_MOST_SHOWN])
+            raise PassError(f"the deploy model breaks the rules of docs/verify.md {len(made)} times: {listed}")
+
+
+def _sentence(finding: Finding) -> str:
+    return f"{finding.node or 'the model'}: {finding.found}; rule {finding.rule}: {finding.expected}"
 
 
 def _result(state: QuantState, found: Comparison, given: Mapping[str, Any]) -> QuantizeResult:

@@ -666,3 +666,14 @@ def test_a_skeleton_has_no_large_weights_and_the_graph_keeps_them():
     assert [value.name for value in skeleton.graph.input] == ["x", "w", "w2"]
     assert set(initializers(graph.to_model())) == {"w", "w2", "v", "s"}
     assert [value.name for value in graph.to_model().graph.input] == ["x"]
+
+
+def test_operator_sets_that_no_node_uses_are_dropped():
+    text = "g (float[2] x, bool c) => (float[2] y) { a = Relu(x) [if] y = If(c)<"
+    text += "then_branch = t () => (float[2] p) { p = Neg(a) }, else_branch = e () => (float[2] q) { q = Gelu(a) }> }"
+    source = model(text)
+    source.graph.node[1].attribute[1].g.node[0].domain = "com.microsoft"
+    source.opset_import.extend(helper.make_opsetid(*entry) for entry in (("com.microsoft", 1), ("ai.onnx.ml", 3)))
+    result = Graph.of_model(source).to_model()
+    assert [(entry.domain, entry.version) for entry in result.opset_import] == [("", 13), ("com.microsoft", 1)]
+    assert len(source.opset_import) == 3

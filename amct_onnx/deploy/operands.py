@@ -24,6 +24,7 @@ from amct_onnx.passes.graph import (
     set_input,
     unique_name,
 )
+from amct_onnx.passes.protos import HIDDEN
 
 _Result = TypeVar("_Result")
 
@@ -168,6 +169,8 @@ def _number(node: Node, name: str) -> float:
 
 
 def _found(value: object) -> str:
+    if isinstance(value, str) and value.startswith(HIDDEN):
+        return "a value of another type"
     return "none" if value is None else shown(str(value))
 
 

@@ -16,6 +16,8 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto
 
+from amct_onnx.passes.weights import Weight, loaded
+
 Array = NDArray[Any]
 
 LARGEST_READ = 1 << 28
@@ -95,10 +97,10 @@ class TensorData:
     """Reads the tensors of one model.
 
     folder: where the model lies, None for a model in memory.
-    weights: name -> values, for initializers of a model in memory whose data are not in it.
+    weights: name -> values, or where they are, for initializers of a model in memory whose data are not in it.
     """
 
-    def __init__(self, folder: Path | None, weights: Mapping[str, Array]) -> None:
+    def __init__(self, folder: Path | None, weights: Mapping[str, Weight]) -> None:
         self._folder = folder
         self._weights = weights
         self._left = MOST_READ
@@ -141,7 +143,7 @@ class TensorData:
             return None
         if self.is_beside(tensor):
             given = self._weights[text(tensor.name)]
-            return given if given.dtype == dtype and given.shape == dims else None
+            return loaded(given) if given.dtype == dtype and given.shape == dims else None
         if count == 0 or self._left < 0:
             return np.empty(0, dtype) if count == 0 else None
         values = self._read_file(tensor, dtype) if self.is_external(tensor) else _read_stored(tensor, dtype)

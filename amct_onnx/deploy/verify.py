@@ -14,11 +14,12 @@ from amct_onnx.deploy.container_rules import LARGEST_FILE
 from amct_onnx.deploy.flow import flow_of
 from amct_onnx.deploy.rule import FloatModel, Gap, Problem, Rule, Severity, Subject
 from amct_onnx.deploy.rules import RULES
-from amct_onnx.deploy.tensors import Array, TensorData, stored_bytes
+from amct_onnx.deploy.tensors import TensorData, stored_bytes
 from amct_onnx.deploy.view import View, view_of
 from amct_onnx.errors import ModelError
 from amct_onnx.formats.model_file import read_without_data
 from amct_onnx.formats.record import LayerRecord, read_record
+from amct_onnx.passes.weights import Weight
 
 MOST_FINDINGS = 200
 """Findings of one rule that are listed; a file that breaks a rule oftener is broken as a whole."""
@@ -101,7 +102,7 @@ def verify_deploy_model(
     *,
     record: str | os.PathLike[str] | Mapping[str, LayerRecord] | None = None,
     float_model: str | os.PathLike[str] | onnx.ModelProto | None = None,
-    weights: Mapping[str, Array] | None = None,
+    weights: Mapping[str, Weight] | None = None,
 ) -> VerifyReport:
     """Check a deploy model against the rules of docs/verify.md, without ATC and without a chip.
 
@@ -111,7 +112,7 @@ def verify_deploy_model(
         model: the deploy model of this engine, of AMCT, or of any other tool: a file, or a model in memory.
         record: the record file that belongs to it, or what was read from it; lets the scales be checked.
         float_model: the model before quantization; lets the biases be checked.
-        weights: initializer -> values, for a model in memory whose large data are not in it.
+        weights: initializer -> values, or where they are, for a model in memory whose large data are not in it.
 
     Raises:
         ModelError: a model cannot be read, or is no graph: a tensor is read that nothing produces, or produced
@@ -139,7 +140,7 @@ def verify_deploy_model(
     )
 
 
-def _opened(model: str | os.PathLike[str] | onnx.ModelProto, weights: Mapping[str, Array]) -> tuple[View, TensorData]:
+def _opened(model: str | os.PathLike[str] | onnx.ModelProto, weights: Mapping[str, Weight]) -> tuple[View, TensorData]:
     folder = Path(model).parent if isinstance(model, (str, os.PathLike)) else None
     proto = read_without_data(model)
     try:

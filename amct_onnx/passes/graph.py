@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, MutableSequence
+from itertools import chain
 from typing import Any, Protocol, cast
 
 import numpy as np
@@ -22,6 +23,7 @@ from amct_onnx.passes.protos import (
     all_graphs,
     check_graph,
     drop_untensorlike,
+    drop_unused_opsets,
     hide_what_is_lost,
     make_dense,
     show_what_was_hidden,
@@ -44,6 +46,9 @@ RANDOM |= {"Multinomial", "Bernoulli"}
 """Operators whose result differs from run to run, unless they have a seed."""
 
 _DEFAULT_DOMAINS = (None, "", "ai.onnx")
+
+_BEHIND = 32
+"""How far behind the last place a node is looked for first."""
 
 G_LOGGER.severity = G_LOGGER.CRITICAL
 logging.getLogger("ONNX_GRAPHSURGEON").setLevel(logging.CRITICAL)
@@ -79,6 +84,7 @@ class Graph:
     def __init__(self, inner: Any, model: onnx.ModelProto) -> None:
         self._inner = inner
         self._frame = model
+        self._near = 0  # where a node was found last: rewrites go through the graph from node to node
 
     @classmethod
     def of_model(cls, source: onnx.ModelProto | LightModel) -> Graph:
@@ -116,11 +122,11 @@ class Graph:
         return cls(inner, frame)
 
     def to_model(self) -> onnx.ModelProto:
-        """Export as one message, with the same IR version, opsets and metadata."""
+        """Export as one message, with the same IR version, operator sets and metadata."""
         return self.to_light().whole()
 
     def to_light(self) -> LightModel:
-        """Export as a model that shares the large weights with this graph."""
+        """Export as a model that shares the large weights with this graph, without operator sets that no node uses."""
         exported, weights = _export_light(self._inner, self._frame)
         for function in exported.functions:
             show_what_was_hidden(function.node)
@@ -129,6 +135,7 @@ class Graph:
         frame = self._frame
         for field in ("ir_version", "producer_name", "producer_version", "domain", "model_version", "doc_string"):
             setattr(exported, field, getattr(frame, field))
+        drop_unused_opsets(exported)
         exported.metadata_props.extend(frame.metadata_props)
         exported.graph.metadata_props.extend(frame.graph.metadata_props)
         for ours, original in ((exported.graph.input, frame.graph.input), (exported.graph.output, frame.graph.output)):
@@ -241,7 +248,10 @@ class Graph:
     def remove(self, nodes: Iterable[Node]) -> None:
         """Take nodes out and unlink them."""
         gone = {id(node): node for node in nodes}
-        self._inner.nodes = [node for node in self._inner.nodes if id(node) not in gone]
+        if len(gone) == 1:
+            del self.nodes[self._position(*gone.values())]
+        else:
+            self._inner.nodes = [node for node in self._inner.nodes if id(node) not in gone]
         for node in gone.values():
             while node.inputs:
                 node.inputs.pop()
@@ -273,7 +283,12 @@ class Graph:
         return gone
 
     def _position(self, node: Node) -> int:
-        return next(index for index, other in enumerate(self.nodes) if other is node)
+        nodes, start = self.nodes, max(0, self._near - _BEHIND)
+        for index in chain(range(start, len(nodes)), range(min(start, len(nodes)))):
+            if nodes[index] is node:
+                self._near = index
+                return index
+        raise ValueError(f"node {node.name!r} is not in the graph")
 
 
 class _Elsewhere(gs.ir.tensor.LazyValues):  # type: ignore[misc]

@@ -20,6 +20,7 @@ from amct_onnx.passes.remove_identities import REMOVE_IDENTITIES
 from amct_onnx.passes.split_shared import SPLIT_SHARED
 from amct_onnx.passes.state import Pass
 from amct_onnx.passes.take_given import TAKE_GIVEN
+from amct_onnx.passes.write_kernel_shapes import WRITE_KERNEL_SHAPES
 
 PREPARE: tuple[Pass, ...] = (
     NAME_NODES,  # everything after speaks of nodes by name
@@ -28,6 +29,7 @@ PREPARE: tuple[Pass, ...] = (
     REMOVE_IDENTITIES,
     NORMALISE_GEMM,
     FOLD_PADS,
+    WRITE_KERNEL_SHAPES,
     SPLIT_SHARED,  # last: folding may have made two layers read one initializer
 )
 """Simplifies the graph without changing what it computes; knows no configuration."""

@@ -135,6 +135,17 @@ def drop_untensorlike(graph: onnx.GraphProto) -> None:
             value.ClearField("type")
 
 
+def drop_unused_opsets(model: onnx.ModelProto) -> None:
+    """Forget the operator sets that no node and no function belongs to: ATC takes one alone. The default one stays."""
+    nodes = [node for graph in all_graphs(model.graph) for node in graph.node]
+    used = {"", "ai.onnx", *(node.domain for node in nodes), *(function.domain for function in model.functions)}
+    for function in model.functions:
+        used.update(node.domain for node in function.node)
+    kept = [entry for entry in model.opset_import if entry.domain in used]
+    del model.opset_import[:]
+    model.opset_import.extend(kept)
+
+
 def copy_fields(source: Message, target: Message, omitted: str) -> None:
     """Copy every field of a message but one, which may be too large to copy."""
     for field, value in source.ListFields():

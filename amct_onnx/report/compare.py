@@ -62,13 +62,13 @@ def compare_models(
     twins = _layer_twins(first.proto, second.proto) if layers else {}
     ours = open_session(_exposing(first, [pair[0] for pair in twins.values()]), "the float model")
     theirs = open_session(_exposing(second, [pair[1] for pair in twins.values()]), "the quantized model")
-    sums: dict[tuple[str, str], _Sums] = {}
+    sums: dict[tuple[str, str], RunningError] = {}
     for batch, feed in enumerate(feeds):
         x, y = ours.run(feed, f"batch {batch}"), theirs.run(feed, f"batch {batch}")
         for name in outputs:
-            sums.setdefault(("output", name), _Sums()).add(x[name], y[name])
+            sums.setdefault(("output", name), RunningError()).add(x[name], y[name])
         for layer, (here, there) in twins.items():
-            sums.setdefault(("layer", layer), _Sums()).add(x[here], y[there])
+            sums.setdefault(("layer", layer), RunningError()).add(x[here], y[there])
     return Comparison(
         outputs={name: s.error() for (kind, name), s in sums.items() if kind == "output"},
         layers={name: s.error() for (kind, name), s in sums.items() if kind == "layer"},
@@ -96,7 +96,7 @@ def compare_outputs(
     for name in expected:
         if _is_finite(expected[name]) and not _is_finite(found[name]):
             raise ModelError(f"output {name!r} of {what} is not finite, but that of the float model is")
-        sums = _Sums()
+        sums = RunningError()
         sums.add(expected[name], found[name])
         errors[name] = sums.error()
     return errors
@@ -107,8 +107,8 @@ def _is_finite(values: NDArray[Any]) -> bool:
 
 
 @dataclass(slots=True)
-class _Sums:
-    """Running sums over batches, in float64."""
+class RunningError:
+    """The difference of a tensor from its twin, batch after batch: sums in float64."""
 
     xx: float = 0.0
     yy: float = 0.0
@@ -117,6 +117,7 @@ class _Sums:
     largest: float = field(default=0.0)
 
     def add(self, x: NDArray[Any], y: NDArray[Any]) -> None:
+        """One more batch of the reference and its twin."""
         if x.shape != y.shape:
             self.noise = math.nan  # their number depends on the values, as behind NonZero
             return
@@ -135,6 +136,7 @@ class _Sums:
         self.largest = max(self.largest, float(np.abs(difference).max(initial=0.0)))
 
     def error(self) -> TensorError:
+        """What was found so far."""
         if not math.isfinite(self.noise):
             return TensorError(sqnr=math.nan, cosine=math.nan, largest=math.nan)
         norm = math.sqrt(self.xx) * math.sqrt(self.yy)

@@ -1,4 +1,4 @@
-"""What the terminal shows: the plan, the errors of a quantized model, and what is wrong with a deploy model."""
+"""What the terminal shows: plans, errors and outputs of models, and what is wrong with a deploy model."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from amct_onnx.kernels.ifmr import Ifmr
 from amct_onnx.kernels.quant_params import QuantParams
 from amct_onnx.passes.state import LayerPlan, QuantPlan
 from amct_onnx.report.compare import TensorError
+from amct_onnx.report.simulation import OutputRange
 
 
 def plan_table(plan: QuantPlan, op_types: Mapping[str, str], *, everything: bool) -> Table:
@@ -40,6 +41,17 @@ def error_table(errors: Mapping[str, TensorError], title: str, *, worst_first: b
     rows = sorted(errors.items(), key=lambda item: item[1].sqnr) if worst_first else list(errors.items())
     for name, error in rows:
         table.add_row(Text(name), f"{error.sqnr:.2f}", f"{error.cosine:.6f}", f"{error.largest:.4g}")
+    return table
+
+
+def range_table(ranges: Mapping[str, OutputRange], title: str) -> Table:
+    """A row for every output: shape, smallest and largest value."""
+    table = Table(title=title, title_justify="left")
+    table.add_column("name", overflow="fold")
+    for column in ("shape", "smallest", "largest"):
+        table.add_column(column, justify="right")
+    for name, found in ranges.items():
+        _row(table, name, str(list(found.shape)), f"{found.smallest:.6g}", f"{found.largest:.6g}")
     return table
 
 
