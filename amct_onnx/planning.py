@@ -73,6 +73,8 @@ def make_plan(state: QuantState, config: QuantConfig) -> QuantPlan:
         do_fusion=config.do_fusion,
         wide_fusion=config.wide_fusion,
         skip_fusion=frozenset(config.skip_fusion_layers),
+        balance_batches=config.balance_batches,
+        fold_balancers=config.fold_balancers,
         fp16_scales=config.fakequant_precision_mode == "FORCE_FP16_QUANT",
     )
 
@@ -217,7 +219,6 @@ def _check_available(layer: LayerPlan) -> None:
     missing = {
         "nuq_quantize": isinstance(layer.weight, Nuq),
         "ada_quantize": isinstance(layer.weight, AdaRound),
-        "dmq_balancer": layer.balancer is not None,
         f"{layer.activation.num_bits}-bit activations": layer.activation.num_bits != 8,
         "4-bit weights": isinstance(layer.weight, Arq) and layer.weight.num_bits == 4,
     }

@@ -17,10 +17,11 @@ from amct_onnx.errors import ModelError
 from amct_onnx.formats.amct_json import format_json
 from amct_onnx.formats.config_source import load_config
 from amct_onnx.formats.model_file import read_model
+from amct_onnx.passes.calibration import CalibrationRun
 from amct_onnx.passes.convert_opset import with_accepted_opset
 from amct_onnx.passes.graph import Array, Graph
 from amct_onnx.passes.manager import run_passes
-from amct_onnx.passes.observe import CalibrationRun, warm_up_beside
+from amct_onnx.passes.observe import warm_up_beside
 from amct_onnx.passes.pipelines import FUSE, PREPARE, calibrate
 from amct_onnx.passes.session import Session, open_session
 from amct_onnx.passes.state import QuantPlan, QuantState

@@ -467,7 +467,6 @@ WISHES = [
     pytest.param({"weight": Arq(num_bits=4)}, "4-bit weights", id="4-bit weights"),
     pytest.param({"activation": Ifmr(num_bits=16)}, "16-bit activations", id="16-bit activations"),
     pytest.param({"activation": Ifmr(num_bits=4)}, "4-bit activations", id="4-bit activations"),
-    pytest.param({"balancer": Dmq()}, "dmq_balancer", id="balancing"),
 ]
 
 

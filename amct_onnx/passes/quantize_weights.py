@@ -26,13 +26,14 @@ def _find_scales(state: QuantState) -> None:
         if not has_weight(node):
             continue
         assert isinstance(layer.weight, Arq), "the plan lets no other algorithm through"
-        _require_finite(state, node)
+        require_finite(state, node)
         weight = channels_first(node, weight_of(node))
         params = arq(weight, axis=0 if layer.weight.channel_wise else None, num_bits=layer.weight.num_bits)
         state.weights[layer.name] = _with_usable_scales(params, weight)
 
 
-def _require_finite(state: QuantState, node: Node) -> None:
+def require_finite(state: QuantState, node: Node) -> None:
+    """Raise ModelError where the weight or the bias of a layer holds NaN or inf."""
     for what, (holder, index) in (("weight", (node, 1)), ("bias", bias_input(state.graph, node) or (node, 1))):
         values = constant_input(holder, index)
         if values is not None and not np.isfinite(values).all():
