@@ -146,6 +146,7 @@ def _record(state: QuantState, layer: LayerPlan, weighted: bool) -> LayerRecord:
         offset_w=(0,) * len(scales),
         tensor_balance_factor=tuple(float(f) for f in state.balances.get(layer.name, ())),
         act_type=f"INT{activation.num_bits}",
+        cluster=tuple(int(centre) for centre in state.clusters.get(layer.name, ())),
         wts_type=f"INT{state.weights[layer.name].num_bits}" if weighted else None,
     )
 

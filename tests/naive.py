@@ -186,3 +186,19 @@ def balance_factors(activation: list[float], weight: list[float], strength: floa
                 f = a / max(a_j / f_j for a_j, _, f_j in known)
         factors.append(min(max(f, FLT_EPS), 1 / FLT_EPS))
     return factors
+
+
+def fewest_loss(counts: dict[int, int], number: int) -> int:
+    """The smallest squared error that `number` integers leave: every division into runs, every integer for each."""
+    values = sorted(counts)
+
+    def loss(run: list[int]) -> int:
+        return min(sum(counts[v] * (v - c) ** 2 for v in run) for c in range(run[0], run[-1] + 1))
+
+    best = {0: 0}  # values that are done -> loss, with the runs so far
+    for _ in range(number):
+        best = {
+            end: min(best[start] + (loss(values[start:end]) if end > start else 0) for start in best if start <= end)
+            for end in range(len(values) + 1)
+        }
+    return best[len(values)]

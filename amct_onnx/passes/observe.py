@@ -10,23 +10,22 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from threading import Thread
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from amct_onnx.kernels import hfmg, ifmr
 from amct_onnx.kernels.hfmg import Hfmg, HfmgObserver
 from amct_onnx.kernels.ifmr import Ifmr, IfmrObserver
-from amct_onnx.kernels.quant_params import QuantParams, dequantize, quantize, round_to_fp16
+from amct_onnx.kernels.quant_params import QuantParams, round_to_fp16
 from amct_onnx.passes.calibration import CalibrationRun, Sizes, why_unusable
-from amct_onnx.passes.graph import Node, derived, set_input
+from amct_onnx.passes.graph import set_input
 from amct_onnx.passes.invariants import ACTIVATIONS_KNOWN, PLANNED, STANDARD_ONLY, WEIGHTS_KNOWN
-from amct_onnx.passes.layers import has_weight, layout_of
+from amct_onnx.passes.layers import has_weight
 from amct_onnx.passes.observation import Feed, Watch
+from amct_onnx.passes.quantize_weights import fake_quantized
 from amct_onnx.passes.resources import available_cores
 from amct_onnx.passes.state import LayerPlan, Pass, QuantPlan, QuantState
-from amct_onnx.passes.weights import ComputedArray, LightModel
+from amct_onnx.passes.weights import LightModel
 
 
 def observe(run: CalibrationRun) -> Pass:
@@ -92,19 +91,8 @@ def _calibration_model(state: QuantState) -> LightModel:
     planned = state.plan.layers
     for node in graph.nodes:
         if node.name in planned and has_weight(node) and node.op != "ConvTranspose":
-            set_input(node, 1, graph.new_constant(node.inputs[1].name, _fake_quantized(state, node)))
+            set_input(node, 1, graph.new_constant(node.inputs[1].name, fake_quantized(state, node)))
     return graph.to_light()
-
-
-def _fake_quantized(state: QuantState, node: Node) -> ComputedArray:
-    params, layout = state.weights[node.name], layout_of(node)
-    dtype = np.dtype(node.inputs[1].dtype)
-
-    def fake(weight: NDArray[Any]) -> NDArray[Any]:
-        integers = quantize(layout.channels_first(weight), params)
-        return layout.restored(dequantize(integers, params)).astype(dtype)
-
-    return derived(node.inputs[1], dtype, node.inputs[1].shape, fake)
 
 
 def _search(served: _Served) -> QuantParams | str:

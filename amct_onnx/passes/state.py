@@ -73,6 +73,7 @@ class QuantState:
     remarks: nodes that stayed -> why a pass that looked at them left them.
     balances: layer -> what its weight was multiplied by and its input divided by, [Cin].
     activations, weights: layer -> parameters of its input and of its weight.
+    clusters: layer -> the integers that NUQ leaves to its weight, int8, ascending.
     left_float: planned layers that turned out not to be quantizable -> the reason.
     """
 
@@ -83,6 +84,7 @@ class QuantState:
     balances: dict[str, NDArray[np.float32]] = field(default_factory=dict)
     activations: dict[str, QuantParams] = field(default_factory=dict)
     weights: dict[str, QuantParams] = field(default_factory=dict)
+    clusters: dict[str, NDArray[np.int8]] = field(default_factory=dict)
     left_float: dict[str, str] = field(default_factory=dict)
 
     def layers(self) -> list[LayerPlan]:
