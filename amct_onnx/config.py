@@ -94,6 +94,8 @@ class QuantConfig:
     joint_quant: one scale for the inputs of an element-wise addition.
     do_fusion: fold BatchNormalization into the layer in front of it.
     wide_fusion: also behind ConvTranspose, Gemm and MatMul, which AMCT does not do.
+    balance_batches: batches that DMQ looks at; None for all. AMCT, and so its files, look at the first alone.
+    fold_balancers: fold DMQ's Mul into what produces the input where that can be, which AMCT does not do.
     skip_layers, skip_layer_types: what stays float, by name and by type.
     skip_fusion_layers: layers whose BatchNormalization is not folded.
     fakequant_precision_mode: "DEFAULT", or "FORCE_FP16_QUANT" for scales that fp16 can hold.
@@ -109,6 +111,8 @@ class QuantConfig:
     joint_quant: bool = False
     do_fusion: bool = True
     wide_fusion: bool = False
+    balance_batches: int | None = None
+    fold_balancers: bool = False
     skip_layers: tuple[str, ...] = ()
     skip_layer_types: tuple[str, ...] = ()
     skip_fusion_layers: tuple[str, ...] = ()
@@ -121,9 +125,10 @@ class QuantConfig:
     nuq_config: NuqConfig | None = None
 
     def __post_init__(self) -> None:
-        if self.batch_num is not None:
-            require_int("batch_num", self.batch_num, low=1)
-        for name in ("activation_offset", "joint_quant", "do_fusion", "wide_fusion"):
+        for name in ("batch_num", "balance_batches"):
+            if getattr(self, name) is not None:
+                require_int(name, getattr(self, name), low=1)
+        for name in ("activation_offset", "joint_quant", "do_fusion", "wide_fusion", "fold_balancers"):
             require_bool(name, getattr(self, name))
         for name in ("skip_layers", "skip_layer_types", "skip_fusion_layers", "only_layers"):
             value = getattr(self, name)

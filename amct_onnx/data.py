@@ -118,8 +118,9 @@ class Feeds:
             return chain([self.first], begun)
         if self._once:
             raise DataError(
-                "the calibration data can be read only once, but the memory for observing all layers at a time is "
-                "short: give a list, a path, or a function that returns the batches, or raise memory_limit"
+                "the calibration data can be read only once, but are needed again, to balance layers (DMQ) or since "
+                "memory is short: give a list, a path, or a function that returns the batches, or set "
+                "balance_batches=1, or raise memory_limit"
             )
         return checked_feeds(self._source, self._specs, self._batch_num)
 

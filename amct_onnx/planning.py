@@ -14,6 +14,7 @@ from onnx import TensorProto
 
 from amct_onnx.config import LayerConfig, QuantConfig
 from amct_onnx.errors import ConfigError, ModelError, NotAvailableError, located, nearest
+from amct_onnx.formats.fused_graph import read_compressible
 from amct_onnx.kernels.adaround import AdaRound
 from amct_onnx.kernels.arq import Arq
 from amct_onnx.kernels.dmq import Dmq
@@ -43,13 +44,14 @@ def make_plan(state: QuantState, config: QuantConfig) -> QuantPlan:
     skipped = dict(state.gone)
     notes: dict[str, tuple[str, ...]] = {}
     types = infer_types(state.graph)
+    wishes = _Wishes.of(state, config)
     for node in state.graph.nodes:
         if reason := why_not_layer(node, types):
             skipped[node.name] = reason
             if node.name in config.override_layer_configs and node.name not in _disabled_by_list(config):
                 raise ConfigError(f"override_layer_configs names {node.name!r}, which cannot be quantized: {reason}")
             continue
-        decided = _Request.of(node, config).decide()
+        decided = _Request.of(node, wishes).decide()
         if reason := _why_disabled(node, config):
             disabled[node.name] = decided.layer
             skipped[node.name] = reason
@@ -70,6 +72,8 @@ def make_plan(state: QuantState, config: QuantConfig) -> QuantPlan:
         do_fusion=config.do_fusion,
         wide_fusion=config.wide_fusion,
         skip_fusion=frozenset(config.skip_fusion_layers),
+        balance_batches=config.balance_batches,
+        fold_balancers=config.fold_balancers,
         fp16_scales=config.fakequant_precision_mode == "FORCE_FP16_QUANT",
     )
 
@@ -137,18 +141,38 @@ class _Decided:
     notes: tuple[str, ...]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Wishes:
+    """The configuration, and the layers that its mapping file for NUQ names."""
+
+    config: QuantConfig
+    compressible: frozenset[str]
+
+    @classmethod
+    def of(cls, state: QuantState, config: QuantConfig) -> _Wishes:
+        if config.nuq_config is None:
+            return cls(config=config, compressible=frozenset())
+        path = config.nuq_config.mapping_file
+        with located("nuq_config"):
+            compressible = read_compressible(path)
+            if not compressible & state.graph.node_names():
+                raise ConfigError(f"{path}: flags no layer of this model with fe_weight_compress")
+        return cls(config=config, compressible=compressible)
+
+
 class _Request:
     """The block that applies to one layer, and how its wishes become decisions."""
 
-    def __init__(self, node: Node, config: QuantConfig, block: LayerConfig, source: str | None) -> None:
-        self.node, self.config, self.block = node, config, block
+    def __init__(self, node: Node, wishes: _Wishes, block: LayerConfig, source: str | None) -> None:
+        self.node, self.config, self.block, self.wishes = node, wishes.config, block, wishes
         self.source = source  # the override that the block comes from; None for common_config
         self.notes: list[str] = []
 
     @classmethod
-    def of(cls, node: Node, config: QuantConfig) -> _Request:
+    def of(cls, node: Node, wishes: _Wishes) -> _Request:
+        config = wishes.config
         if node.name in config.override_layer_configs:
-            return cls(node, config, config.override_layer_configs[node.name], f"layer {node.name!r}")
+            return cls(node, wishes, config.override_layer_configs[node.name], f"layer {node.name!r}")
         axes = spatial_axes(node)
         types = [name for name in config.override_layer_types if is_of_type(name, node.op, axes, is_depthwise(node))]
         if types:
@@ -156,8 +180,8 @@ class _Request:
             for other in types:
                 if other != name and says_rank(other) == says_rank(name):
                     raise ConfigError(f"override_layer_types has {name!r} and {other!r}, and both mean {node.name!r}")
-            return cls(node, config, config.override_layer_types[name], f"layer type {name!r}")
-        return cls(node, config, config.common_config, None)
+            return cls(node, wishes, config.override_layer_types[name], f"layer type {name!r}")
+        return cls(node, wishes, config.common_config, None)
 
     def decide(self) -> _Decided:
         layer = LayerPlan(
@@ -199,11 +223,17 @@ class _Request:
         return self.config.activation_offset
 
     def _weight(self) -> Arq | AdaRound | Nuq:
-        weight = self.block.weight
-        if isinstance(weight, Nuq):
-            return weight
+        weight = self._nuq_of_mapping() or self.block.weight
+        if isinstance(weight, Nuq) and self.node.op != "AveragePool":
+            if self._can_be_non_uniform():
+                return weight
+            self._cannot("nuq_quantize", "its weights are quantized by arq_quantize")
+            weight = Arq()
         if self.node.op == "AveragePool" and self.source is None:
             return Arq(channel_wise=False)  # it has no weight that anything could be said of
+        if isinstance(weight, Nuq):
+            self._cannot("nuq_quantize", "it has no weight")
+            weight = Arq()
         if isinstance(weight, AdaRound) and not self._can_round():
             self._cannot("ada_quantize", "its weights are quantized by arq_quantize")
             weight = Arq()
@@ -222,6 +252,17 @@ class _Request:
         return self.node.op in ("Gemm", "MatMul") or (
             self.node.op in ("Conv", "ConvTranspose") and spatial_axes(self.node) == 2
         )
+
+    def _can_be_non_uniform(self) -> bool:
+        undilated = all(d == 1 for d in self.node.attrs.get("dilations", []))
+        return self.node.op == "Gemm" or (self.node.op == "Conv" and spatial_axes(self.node) == 2 and undilated)
+
+    def _nuq_of_mapping(self) -> Nuq | None:
+        """NUQ where the mapping file names the layer; what an override says of this very layer goes before it."""
+        asked = self.config.nuq_config
+        if asked is None or self.node.name in self.config.override_layer_configs:
+            return None
+        return asked.nuq if self.node.name in self.wishes.compressible and self._can_be_non_uniform() else None
 
     def _balancer(self) -> Dmq | None:
         if self.block.balancer is not None and self.node.op == "AveragePool":
@@ -267,16 +308,13 @@ def _disabled_by_list(config: QuantConfig) -> set[str]:
 def _refuse_unavailable(config: QuantConfig) -> None:
     wishes = ["joint_quant"] if config.joint_quant else []
     wishes += [f"tensor_quantize (input {t.input_index} of {t.layer_name!r})" for t in config.tensor_quantize]
-    wishes += ["nuq_config"] if config.nuq_config is not None else []
     for wish in wishes:
         raise NotAvailableError(f"{wish} is not available yet; remove it from the configuration")
 
 
 def _check_available(layer: LayerPlan) -> None:
     missing = {
-        "nuq_quantize": isinstance(layer.weight, Nuq),
         "ada_quantize": isinstance(layer.weight, AdaRound),
-        "dmq_balancer": layer.balancer is not None,
         f"{layer.activation.num_bits}-bit activations": layer.activation.num_bits != 8,
         "4-bit weights": isinstance(layer.weight, Arq) and layer.weight.num_bits == 4,
     }

@@ -17,8 +17,9 @@ from amct_onnx.formats.amct_json import format_json
 from amct_onnx.formats.config_source import load_config
 from amct_onnx.formats.model_file import read_model
 from amct_onnx.kernels.checks import require_int
+from amct_onnx.passes.calibration import CalibrationRun
 from amct_onnx.passes.manager import run_passes
-from amct_onnx.passes.observe import CalibrationRun, warm_up_beside
+from amct_onnx.passes.observe import warm_up_beside
 from amct_onnx.passes.pipelines import FUSE, calibrate
 from amct_onnx.planning import make_plan
 from amct_onnx.prepare import final_plan, prepare, require_same

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+from numpy.typing import NDArray
 
 from amct_onnx.config import LayerConfig
 from amct_onnx.data import Feed
@@ -54,10 +55,12 @@ class LayerParams:
 
     activation: scale and offset of its input, per tensor.
     weight: scale of its weight, [] or [Cout]; None for a layer without one.
+    balance: what the weight was multiplied by for each input channel, [Cin]; None where it was not balanced.
     """
 
     activation: QuantParams
     weight: QuantParams | None
+    balance: NDArray[np.float32] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -185,7 +188,9 @@ def _record(state: QuantState, layer: LayerPlan, weighted: bool) -> LayerRecord:
         offset_d=int(activation.offset),
         scale_w=tuple(float(s) for s in scales),
         offset_w=(0,) * len(scales),
+        tensor_balance_factor=tuple(float(f) for f in state.balances.get(layer.name, ())),
         act_type=f"INT{activation.num_bits}",
+        cluster=tuple(int(centre) for centre in state.clusters.get(layer.name, ())),
         wts_type=f"INT{state.weights[layer.name].num_bits}" if weighted else None,
     )
 
@@ -319,7 +324,11 @@ def _result(state: QuantState, found: Comparison, given: Mapping[str, Any]) -> Q
         qdq_model=given.get(QDQ_FILE),
         plan=plan,
         params={
-            name: LayerParams(activation=state.activations[name], weight=state.weights.get(name))
+            name: LayerParams(
+                activation=state.activations[name],
+                weight=state.weights.get(name),
+                balance=state.balances.get(name),
+            )
             for name in plan.layers
         },
         output_errors=found.outputs,

@@ -167,3 +167,38 @@ def arq(weight: NDArray[Any], *, axis: int | None, num_bits: int) -> list[np.flo
     """The scales, channel by channel."""
     channels = [weight] if axis is None else np.moveaxis(weight, axis, 0)
     return [scale_and_offset(float(c.min()), float(c.max()), asymmetric=False, num_bits=num_bits)[0] for c in channels]
+
+
+def balance_factors(activation: list[float], weight: list[float], strength: float) -> list[float]:
+    """DMQ's factors, one channel at a time."""
+    pairs = list(zip(activation, weight, strict=True))
+    if all(a < FLT_EPS for a in activation) or all(w < FLT_EPS for w in weight):
+        return [1.0] * len(pairs)
+    plain = [a**strength / w ** (1 - strength) if a >= FLT_EPS and w >= FLT_EPS else None for a, w in pairs]
+    known = [(a, w, f) for (a, w), f in zip(pairs, plain, strict=True) if f is not None]
+    factors = []
+    for (a, w), f in zip(pairs, plain, strict=True):
+        if f is None:
+            f = 1.0
+            if known and a < FLT_EPS <= w:
+                f = max(w_j * f_j for _, w_j, f_j in known) / w
+            elif known and w < FLT_EPS <= a:
+                f = a / max(a_j / f_j for a_j, _, f_j in known)
+        factors.append(min(max(f, FLT_EPS), 1 / FLT_EPS))
+    return factors
+
+
+def fewest_loss(counts: dict[int, int], number: int) -> int:
+    """The smallest squared error that `number` integers leave: every division into runs, every integer for each."""
+    values = sorted(counts)
+
+    def loss(run: list[int]) -> int:
+        return min(sum(counts[v] * (v - c) ** 2 for v in run) for c in range(run[0], run[-1] + 1))
+
+    best = {0: 0}  # values that are done -> loss, with the runs so far
+    for _ in range(number):
+        best = {
+            end: min(best[start] + (loss(values[start:end]) if end > start else 0) for start in best if start <= end)
+            for end in range(len(values) + 1)
+        }
+    return best[len(values)]

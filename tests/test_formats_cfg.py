@@ -22,7 +22,7 @@ from amct_onnx.kernels.ifmr import Ifmr
 from amct_onnx.kernels.nuq import Nuq
 
 GOLDEN = Path(__file__).parent / "golden"
-AMCT_DEFAULTS = QuantConfig(batch_num=1)
+AMCT_DEFAULTS = QuantConfig(batch_num=1, balance_batches=1)
 
 
 def parse(text: str | bytes) -> QuantConfig:
@@ -63,6 +63,7 @@ def test_every_global_field():
     )
     assert config == QuantConfig(
         batch_num=3,
+        balance_batches=1,
         activation_offset=False,
         joint_quant=True,
         do_fusion=False,
@@ -178,7 +179,12 @@ def test_spellings_of_truth(spelling, expected):
     ],
 )
 def test_freedoms_of_the_text_format(text):
-    expected = QuantConfig(batch_num=1, skip_layers=("a", "bc"), common_config=LayerConfig(activation=Hfmg()))
+    expected = QuantConfig(
+        batch_num=1,
+        balance_batches=1,
+        skip_layers=("a", "bc"),
+        common_config=LayerConfig(activation=Hfmg()),
+    )
     assert parse(text) == expected
     assert parse(text.encode()) == expected
 
@@ -248,7 +254,7 @@ def test_deprecated_blocks_stand_in_for_their_successors(caplog):
 
 def test_one_deprecated_block_may_stand_alone():
     assert parse("conv_calibration_config { hfmg_quantize { } }") == QuantConfig(
-        batch_num=1, common_config=LayerConfig(activation=Hfmg())
+        batch_num=1, balance_batches=1, common_config=LayerConfig(activation=Hfmg())
     )
     only_fc = parse("fc_calibration_config { arq_quantize { channel_wise: false } }")
     assert only_fc.common_config == LayerConfig()
@@ -416,7 +422,7 @@ def test_overriding_twice_is_refused():
 def test_reading_files(tmp_path):
     path = tmp_path / "q.cfg"
     path.write_bytes(b"batch_num: 2")
-    assert read_cfg(path) == QuantConfig(batch_num=2)
+    assert read_cfg(path) == QuantConfig(batch_num=2, balance_batches=1)
     path.write_bytes(b" \n")
     with pytest.raises(ConfigError, match=r"q\.cfg: the file is empty"):
         read_cfg(str(path))
@@ -448,10 +454,14 @@ def test_examples_of_users(path):
         assert config.override_layer_configs["Opname"].activation.search_step == 0.02
     elif path.name == "ada_round.cfg":
         assert config == QuantConfig(
-            batch_num=1, common_config=LayerConfig(weight=AdaRound(channel_wise=False, beta_range=(20.0, 2.0)))
+            batch_num=1,
+            balance_batches=1,
+            common_config=LayerConfig(weight=AdaRound(channel_wise=False, beta_range=(20.0, 2.0))),
         )
     elif path.name == "hfmg.cfg":
-        assert config == QuantConfig(batch_num=2, common_config=LayerConfig(activation=Hfmg(asymmetric=False)))
+        assert config == QuantConfig(
+            batch_num=2, balance_batches=1, common_config=LayerConfig(activation=Hfmg(asymmetric=False))
+        )
     else:
         assert config.common_config.balancer == Dmq(migration_strength=0.5)
 

@@ -52,7 +52,7 @@ def test_a_configuration_is_returned_as_it_is():
 def test_files_are_told_apart_by_content(tmp_path, name, text):
     path = tmp_path / name
     path.write_text(text, encoding="utf-8")
-    expected = QuantConfig(batch_num=2, do_fusion=False, only_layers=() if '{"' in text else None)
+    expected = QuantConfig(batch_num=2, balance_batches=1, do_fusion=False, only_layers=() if '{"' in text else None)
     assert load_config(path) == expected
     assert load_config(str(path)) == expected
 

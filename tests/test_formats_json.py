@@ -59,7 +59,7 @@ def test_examples_of_users_without_widths(path):
 
 
 def test_defaults_of_the_settings():
-    assert parse({}) == QuantConfig(batch_num=1, only_layers=())
+    assert parse({}) == QuantConfig(batch_num=1, balance_batches=1, only_layers=())
 
 
 def test_every_setting():
@@ -81,6 +81,7 @@ def test_every_setting():
     )
     assert config == QuantConfig(
         batch_num=5,
+        balance_batches=1,
         activation_offset=False,
         joint_quant=True,
         do_fusion=False,

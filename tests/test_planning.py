@@ -19,8 +19,6 @@ from amct_onnx import (
     LayerConfig,
     ModelError,
     NotAvailableError,
-    Nuq,
-    NuqConfig,
     QuantConfig,
     TensorConfig,
     quantize_onnx,
@@ -463,11 +461,9 @@ def test_a_full_configuration_is_checked_by_layer_as_an_override_is(every_kind):
 
 WISHES = [
     pytest.param({"weight": AdaRound()}, "ada_quantize", id="rounding"),
-    pytest.param({"weight": Nuq()}, "nuq_quantize", id="non-uniform"),
     pytest.param({"weight": Arq(num_bits=4)}, "4-bit weights", id="4-bit weights"),
     pytest.param({"activation": Ifmr(num_bits=16)}, "16-bit activations", id="16-bit activations"),
     pytest.param({"activation": Ifmr(num_bits=4)}, "4-bit activations", id="4-bit activations"),
-    pytest.param({"balancer": Dmq()}, "dmq_balancer", id="balancing"),
 ]
 
 
@@ -495,9 +491,8 @@ def test_a_wish_of_the_future_does_no_harm_where_the_layer_is_skipped(small, blo
     [
         ({"joint_quant": True}, ["joint_quant"]),
         ({"tensor_quantize": [TensorConfig(layer_name="conv2", input_index=0)]}, ["tensor_quantize", "'conv2'"]),
-        ({"nuq_config": NuqConfig(mapping_file="fused.json")}, ["nuq_config"]),
     ],
-    ids=["joint_quant", "tensor_quantize", "nuq_config"],
+    ids=["joint_quant", "tensor_quantize"],
 )
 def test_a_wish_for_the_whole_model_names_the_field(small, fields, parts):
     message = refusal(small, NotAvailableError, **fields)

@@ -99,6 +99,7 @@ def config_from_json_object(found: object, source: str) -> QuantConfig:
         layers = {name: _layer(name, value) for name, value in found.items() if name not in SETTINGS}
         return QuantConfig(
             **_settings(found),
+            balance_batches=1,
             override_layer_configs={name: config for name, (_, config) in layers.items()},
             only_layers=tuple(name for name, (enabled, _) in layers.items() if enabled),
         )

@@ -64,7 +64,7 @@ def config_from_tree(tree: Tree, *, batch_num: int | None) -> QuantConfig:
 
     Args:
         tree: fields and values whose names and types fit the schema.
-        batch_num: calibration batches where the tree does not say.
+        batch_num: calibration batches where the tree does not say, and batches that balancing looks at; None for all.
 
     Raises:
         ConfigError: a required field is missing, a layer or type is overridden twice, or a value is not allowed.
@@ -72,7 +72,7 @@ def config_from_tree(tree: Tree, *, batch_num: int | None) -> QuantConfig:
     if tree.get("skip_approximation_layers"):
         _LOG.warning("skip_approximation_layers is ignored: it concerns TensorFlow graphs only")
     types = _overrides(tree, "override_layer_types", "layer_type")
-    asked: dict[str, Any] = {"batch_num": batch_num, "override_layer_types": types}
+    asked: dict[str, Any] = {"batch_num": batch_num, "balance_batches": batch_num, "override_layer_types": types}
     asked |= {name: tree[name] for name in _SAME_IN_CONFIG if name in tree}
     if "common_config" in tree:
         with located("common_config"):

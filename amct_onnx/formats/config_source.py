@@ -28,8 +28,8 @@ def load_config(source: ConfigSource) -> QuantConfig:
     Args:
         source: the path of a .cfg or of a config.json (told apart by content, not by name), a dict with the fields of
             a .cfg or the keys of a config.json, a configuration ready made, or None for the engine's own preset. In a
-            dict with the fields of a .cfg an unset batch_num means all batches: such a caller hands the data over
-            himself. An override_layer_types or override_layer_configs may map names to blocks there.
+            dict with the fields of a .cfg an unset batch_num means all batches, for DMQ too: such a caller hands the
+            data over himself. An override_layer_types or override_layer_configs may map names to blocks there.
 
     Raises:
         ConfigError: the file cannot be read, is empty or no text; or the configuration is not allowed.

@@ -29,7 +29,15 @@ from amct_onnx.passes.graph import (
     unique_name,
 )
 from amct_onnx.passes.invariants import LIFTED, NAMED, PLANNED, UNSHARED
-from amct_onnx.passes.layers import bias_input, group_of, last_node, output_channels, spatial_axes, weight_of, why_not
+from amct_onnx.passes.layers import (
+    along_channels,
+    bias_input,
+    last_node,
+    output_channels,
+    spatial_axes,
+    weight_of,
+    why_not,
+)
 from amct_onnx.passes.shapes import infer_types
 from amct_onnx.passes.state import Pass, QuantState
 
@@ -191,21 +199,9 @@ def _fused(graph: Graph, layer: Node, affine: _Affine) -> tuple[Array, Array]:
     bias = np.zeros_like(affine.k) if place is None else constant_input(*place)
     assert bias is not None
     with np.errstate(all="ignore"):
-        fused_weight = weight.astype(np.float32) * _along_channels(layer, affine.k)
+        fused_weight = weight.astype(np.float32) * along_channels(layer, affine.k)
         fused_bias = bias.astype(np.float32) * affine.k + affine.shift
         return fused_weight.astype(weight.dtype), fused_bias.astype(weight.dtype)
-
-
-def _along_channels(layer: Node, k: Floats) -> Floats:
-    """`k` [Cout] shaped so that it multiplies the layer's weight."""
-    shape = layer.inputs[1].shape
-    if layer.op == "Conv":
-        return k.reshape(-1, *([1] * (len(shape) - 1)))
-    if layer.op == "ConvTranspose":
-        per_group = k.reshape(group_of(layer), 1, shape[1])
-        rows = np.repeat(per_group, shape[0] // group_of(layer), axis=1).reshape(shape[0], shape[1])
-        return rows.reshape(*rows.shape, *([1] * (len(shape) - 2)))
-    return k.reshape(1, -1)
 
 
 def _fold(state: QuantState, layer: Node, norm: Node, fused: tuple[Array, Array], names: set[str]) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import numpy as np
+
 from amct_onnx.kernels import arq
 from amct_onnx.passes.graph import (
     Array,
@@ -74,6 +76,18 @@ def output_channels(node: Node) -> int:
     if node.op == "Conv":
         return int(shape[0])
     return int(shape[1]) * (group_of(node) if node.op == "ConvTranspose" else 1)
+
+
+def along_channels(layer: Node, k: Array) -> Array:
+    """`k` [Cout] in the shape that multiplies the layer's weight."""
+    shape = layer.inputs[1].shape
+    if layer.op == "Conv":
+        return np.asarray(k.reshape(-1, *([1] * (len(shape) - 1))))
+    if layer.op == "ConvTranspose":
+        per_group = k.reshape(group_of(layer), 1, shape[1])
+        rows = np.repeat(per_group, shape[0] // group_of(layer), axis=1).reshape(shape[0], shape[1])
+        return np.asarray(rows.reshape(*rows.shape, *([1] * (len(shape) - 2))))
+    return np.asarray(k.reshape(1, -1))
 
 
 def spatial_axes(node: Node) -> int | None:

@@ -18,7 +18,6 @@ from typing import Any, Protocol
 import onnx
 from numpy.typing import NDArray
 
-from amct_onnx.kernels.quant_params import QuantParams
 from amct_onnx.passes.protos import all_graphs, copy_fields
 from amct_onnx.passes.session import Session, open_session
 from amct_onnx.passes.weights import LightModel
@@ -45,10 +44,6 @@ class Observer(Protocol):
 
     def merge(self, other: Any) -> None:
         """Take in what another observer, made with the same parameters, has seen."""
-        ...
-
-    def params(self) -> QuantParams:
-        """Scale and offset after all that was seen."""
         ...
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from amct_onnx.passes.balance import balance
+from amct_onnx.passes.calibration import CalibrationRun
 from amct_onnx.passes.drop_unreached import DROP_UNREACHED
 from amct_onnx.passes.fit_biases import CHECK_BIASES, FIT_BIASES
 from amct_onnx.passes.fold_constants import FOLD_CONSTANTS
@@ -14,7 +16,7 @@ from amct_onnx.passes.lower_ascend import LOWER_ASCEND
 from amct_onnx.passes.merge_quants import MERGE_QUANTS
 from amct_onnx.passes.name_nodes import NAME_NODES
 from amct_onnx.passes.normalise_gemm import NORMALISE_GEMM
-from amct_onnx.passes.observe import CalibrationRun, observe
+from amct_onnx.passes.observe import observe
 from amct_onnx.passes.quantize_weights import FIND_WEIGHT_SCALES, STORE_INTEGER_WEIGHTS
 from amct_onnx.passes.remove_identities import REMOVE_IDENTITIES
 from amct_onnx.passes.split_shared import SPLIT_SHARED
@@ -38,12 +40,13 @@ BEFORE_READING: tuple[Pass, ...] = (NAME_NODES, DROP_UNREACHED, FOLD_CONSTANTS)
 """What must be done before QuantizeLinear and DequantizeLinear are read: their parameters become initializers."""
 
 FUSE: tuple[Pass, ...] = (FUSE_BATCH_NORM,)
-"""Folds what the plan allows; after it the float graph is final."""
+"""Folds what the plan allows; after it only balancing changes the float graph."""
 
 
 def calibrate(run: CalibrationRun) -> tuple[Pass, ...]:
     """Fills in the parameters of every layer from calibration data."""
     return (
+        balance(run),  # it changes weights, so it comes before anything that looks at them
         FIND_WEIGHT_SCALES,  # first: activations are observed behind quantized weights
         observe(run),
         FIT_BIASES,

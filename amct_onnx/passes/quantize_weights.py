@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from amct_onnx.errors import ModelError
 from amct_onnx.kernels.arq import Arq, arq
-from amct_onnx.kernels.quant_params import FLT_EPS, QuantParams, quantize
+from amct_onnx.kernels.nuq import Nuq, nearest_centre, nuq
+from amct_onnx.kernels.quant_params import FLT_EPS, QuantParams, dequantize, quantize
 from amct_onnx.passes.graph import Array, Node, constant_input, derived, set_input
 from amct_onnx.passes.invariants import PLANNED, UNSHARED, WEIGHTS_KNOWN
+from amct_onnx.passes.layer_types import PER_CHANNEL
 from amct_onnx.passes.layers import bias_input, channels_first, has_weight, layout_of, weight_of
 from amct_onnx.passes.state import Pass, QuantState
 from amct_onnx.passes.weights import ComputedArray
@@ -25,10 +29,14 @@ def _find_scales(state: QuantState) -> None:
         node = nodes[layer.name]
         if not has_weight(node):
             continue
-        assert isinstance(layer.weight, Arq), "the plan lets no other algorithm through"
         require_finite(state, node)
         weight = channels_first(node, weight_of(node))
-        params = arq(weight, axis=0 if layer.weight.channel_wise else None, num_bits=layer.weight.num_bits)
+        if isinstance(layer.weight, Nuq):
+            params, centres = nuq(weight, layer.weight, axis=0 if node.op in PER_CHANNEL else None)
+            state.clusters[layer.name] = centres
+        else:
+            assert isinstance(layer.weight, Arq), "the plan lets no other algorithm through"
+            params = arq(weight, axis=0 if layer.weight.channel_wise else None, num_bits=layer.weight.num_bits)
         state.weights[layer.name] = _with_usable_scales(params, weight)
 
 
@@ -61,10 +69,29 @@ def _with_usable_scales(params: QuantParams, weight: Array) -> QuantParams:
 
 def integers_of(state: QuantState, node: Node) -> ComputedArray:
     """The layer's weight as integers, in its own layout."""
-    params, layout = state.weights[node.name], layout_of(node)
-    dtype = np.int8 if params.num_bits <= 8 else np.int16
+    layout, dtype = layout_of(node), np.int8 if state.weights[node.name].num_bits <= 8 else np.int16
     old = node.inputs[1]
-    return derived(old, dtype, old.shape, lambda w: layout.restored(quantize(layout.channels_first(w), params)))
+    return derived(
+        old, dtype, old.shape, lambda w: layout.restored(_levels(state, node.name, layout.channels_first(w)))
+    )
+
+
+def fake_quantized(state: QuantState, node: Node) -> ComputedArray:
+    """The layer's weight with the error of its quantization, in its own layout and type."""
+    params, layout, old = state.weights[node.name], layout_of(node), node.inputs[1]
+    dtype = np.dtype(old.dtype)
+
+    def fake(weight: Array) -> Array:
+        levels = _levels(state, node.name, layout.channels_first(weight))
+        return layout.restored(dequantize(levels, params)).astype(dtype)
+
+    return derived(old, dtype, old.shape, fake)
+
+
+def _levels(state: QuantState, layer: str, weight: Array) -> NDArray[np.signedinteger[Any]]:
+    """The integers of a weight whose output channels come first."""
+    levels = quantize(weight, state.weights[layer])
+    return nearest_centre(levels, state.clusters[layer]) if layer in state.clusters else levels
 
 
 def _store_integers(state: QuantState) -> None:

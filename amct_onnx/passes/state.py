@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+import numpy as np
+from numpy.typing import NDArray
+
 from amct_onnx.kernels.adaround import AdaRound
 from amct_onnx.kernels.arq import Arq
 from amct_onnx.kernels.dmq import Dmq
@@ -43,6 +46,8 @@ class QuantPlan:
     notes: layer -> what was decided otherwise than asked, one sentence each.
     batch_num: calibration batches to use; None for all.
     do_fusion, wide_fusion, skip_fusion: where BatchNormalization is folded.
+    balance_batches: batches that balancing looks at; None for all.
+    fold_balancers: balancing leaves no Mul where it can be folded into what produces the input.
     fp16_scales: activation scales are rounded to what fp16 holds.
     """
 
@@ -54,6 +59,8 @@ class QuantPlan:
     do_fusion: bool = True
     wide_fusion: bool = False
     skip_fusion: frozenset[str] = frozenset()
+    balance_batches: int | None = None
+    fold_balancers: bool = False
     fp16_scales: bool = False
 
 
@@ -65,7 +72,9 @@ class QuantState:
     plan: made once, between preparation and calibration.
     gone: nodes that passes took out of the graph -> the reason.
     remarks: nodes that stayed -> why a pass that looked at them left them.
+    balances: layer -> what its weight was multiplied by and its input divided by, [Cin].
     activations, weights: layer -> parameters of its input and of its weight.
+    clusters: layer -> the integers that NUQ leaves to its weight, int8, ascending.
     left_float: planned layers that turned out not to be quantizable -> the reason.
     """
 
@@ -73,8 +82,10 @@ class QuantState:
     plan: QuantPlan = field(default_factory=QuantPlan)
     gone: dict[str, str] = field(default_factory=dict)
     remarks: dict[str, str] = field(default_factory=dict)
+    balances: dict[str, NDArray[np.float32]] = field(default_factory=dict)
     activations: dict[str, QuantParams] = field(default_factory=dict)
     weights: dict[str, QuantParams] = field(default_factory=dict)
+    clusters: dict[str, NDArray[np.int8]] = field(default_factory=dict)
     left_float: dict[str, str] = field(default_factory=dict)
 
     def layers(self) -> list[LayerPlan]:
