@@ -252,7 +252,7 @@ def test_an_input_takes_no_sweep_of_its_own():
 
 
 def test_data_that_can_be_read_once_need_memory_for_one_sweep():
-    with pytest.raises(DataError, match=r"can be read only once, but the memory .* give a list, .* memory_limit$"):
+    with pytest.raises(DataError, match=r"can be read only once, .* give a list, .* memory_limit$"):
         quantize_onnx(network(), MIXED, calibration=iter(BATCHES), memory_limit=TENSOR)
     quantize_onnx(network(), MIXED, calibration=iter(BATCHES), memory_limit=10 * TENSOR)
 

@@ -55,7 +55,7 @@ def test_a_convolution_has_scales_along_the_output_channels():
         "[conv.bias.dequantize] conv.bias.dequantize.output0 = DequantizeLinear<axis=0>(int32[2], float[2])",
         "[conv.weight.dequantize] conv.weight.dequantize.output0 = "
         "DequantizeLinear<axis=0>(int8[2, 4, 3, 3], float[2], int8[2])",
-        "[conv] y = Conv<pads=[1, 1, 1, 1]>"
+        "[conv] y = Conv<kernel_shape=[3, 3], pads=[1, 1, 1, 1]>"
         "(conv.input.dequantize.output0, conv.weight.dequantize.output0, conv.bias.dequantize.output0)",
     ]
     values = initializers(qdq)
