@@ -82,13 +82,11 @@ def processes():
 
 
 @pytest.fixture(autouse=True)
-def nothing_is_left(tmp_path, monkeypatch):
-    """Neither files nor, where the workers are threads, a session."""
+def no_file_is_left(tmp_path, monkeypatch):
     (tmp_path / "temporary").mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
     yield
     assert os.listdir(tmp_path / "temporary") == []
-    assert shards._opened == {}
 
 
 # The same bits
@@ -100,6 +98,7 @@ def test_threads_give_the_same_bits(workers, memory, plain, by_shards):
     with ThreadPoolExecutor(workers) as executor:
         assert quantized(executor=executor, memory_limit=memory) == plain
         assert quantized(MIXED, executor=executor, memory_limit=memory) == by_shards
+    assert shards._opened == {}
 
 
 @pytest.mark.parametrize("memory", [None, 1])
@@ -390,7 +389,10 @@ def kill_once(path, array):
 
 @pytest.fixture
 def mortal():
+    """All processes are there: an executor that starts one while another dies may wait for it forever."""
     with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as executor:
+        for future in [executor.submit(time.sleep, 0.1) for _ in range(2)]:
+            future.result()
         yield executor
 
 
@@ -408,8 +410,6 @@ def test_workers_that_are_killed_while_they_compute_change_nothing(mortal):
     def feeds():
         for n, feed in enumerate(numbered(2 * SHARD)):
             if n == SHARD:
-                while not mortal._processes:
-                    time.sleep(0.01)
                 for pid in list(mortal._processes):
                     os.kill(pid, signal.SIGKILL)
             yield feed
