@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -475,8 +476,13 @@ def test_noise_inside_the_model_is_the_same_in_every_run(fold):
             "v": np.random.default_rng(1).normal(size=(4, 4, 3, 3)).astype(np.float32),
         },
     )
-    results = [quantize_onnx(m, calibration=split(IMAGES, [7, 5]), do_fusion=fold) for _ in range(2)]
-    assert everything(results[0]) == everything(results[1])
+    batches = [*split(IMAGES, [7, 5]), *[np.random.default_rng(n).normal(size=IMAGES.shape) for n in range(20)]]
+    batches = [np.asarray(batch, np.float32) for batch in batches]
+    results = [quantize_onnx(m, calibration=batches, do_fusion=fold) for _ in range(3)]
+    assert everything(results[0]) == everything(results[1]) == everything(results[2])
+    with ThreadPoolExecutor(2) as executor:
+        shared = [quantize_onnx(m, calibration=batches, do_fusion=fold, executor=executor) for _ in range(3)]
+    assert everything(shared[0]) == everything(shared[1]) == everything(shared[2])
     assert results[0].output_errors == results[1].output_errors
     assert results[0].output_errors["y"].sqnr > 30
 

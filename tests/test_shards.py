@@ -485,27 +485,36 @@ def test_a_batch_that_fails_comes_before_a_later_one_that_cannot_be_read():
             quantize_onnx(narrow(), calibration=batches, executor=executor)
 
 
-@pytest.mark.parametrize("error", [KeyboardInterrupt, None])
+@pytest.mark.parametrize("error", [ModelError, KeyboardInterrupt])
 def test_after_an_error_the_executor_is_not_kept_busy(error):
-    class Slow(Inline):
+    """Of twenty shards only the first is computed, and the second begun."""
+
+    class Gated(Executor):
         def __init__(self):
             self.futures, self.threads = [], ThreadPoolExecutor(1)
+            self.gate, self.all_sent = threading.Event(), threading.Event()
 
-        def submit(self, function, /, *args):
-            self.futures.append(self.threads.submit(lambda: (time.sleep(0.05), function(*args))[1]))
+        def submit(self, function, /, task):
+            self.futures.append(self.threads.submit(self.compute, function, task))
+            if len(self.futures) == 20:
+                self.all_sent.set()
             return self.futures[-1]
 
+        def compute(self, function, task):
+            (self.all_sent if task.first == 0 and error is ModelError else self.gate).wait()
+            return function(task)
+
     def feeds():
-        bad = 4 if error is None else -1
-        yield from ({"x": draw(3 if n == bad else 2, 4)} for n in range(20 * SHARD))
-        if error is not None:
+        yield from ({"x": draw(3 if n == 4 else 2, 4)} for n in range(20 * SHARD))
+        if error is KeyboardInterrupt:
             raise error
 
-    executor = Slow()
-    with executor.threads, pytest.raises(error or ModelError):
-        quantize_onnx(narrow(), calibration=feeds(), executor=executor)
-    assert len(executor.futures) == 20
-    assert any(future.cancelled() for future in executor.futures)
+    executor = Gated()
+    with executor.threads:
+        with pytest.raises(error):
+            quantize_onnx(narrow(), calibration=feeds(), executor=executor)
+        executor.gate.set()
+    assert [future.cancelled() for future in executor.futures[2:]] == [True] * 18
 
 
 def test_workers_leave_float_what_is_not_finite(caplog):

@@ -19,7 +19,7 @@ import onnx
 from numpy.typing import NDArray
 
 from amct_onnx.passes.protos import all_graphs, copy_fields
-from amct_onnx.passes.session import Session, open_session
+from amct_onnx.passes.session import Session, makes_noise, open_session
 from amct_onnx.passes.weights import LightModel
 
 Feed = Mapping[str, NDArray[Any]]
@@ -97,6 +97,8 @@ def observe_batches(model: LightModel, watches: Sequence[Watch], feeds: Iterable
     """
     size = sum(watch.size for watch in watches)
     lanes = max(1, min(budget.cores, budget.memory // size if size else budget.cores))
+    if makes_noise(model.proto):
+        lanes = 1  # the noise that a batch meets depends on the batches before it
     session = open_session(exposing(model, watches), "the calibration model", threads=max(1, budget.cores // lanes))
     show_batches(session, watches, feeds, lanes=lanes)
 

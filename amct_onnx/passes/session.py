@@ -144,6 +144,12 @@ def _seeded(model: onnx.ModelProto) -> onnx.ModelProto:
     return copy
 
 
+def makes_noise(model: onnx.ModelProto) -> bool:
+    """Whether what a session gives depends on the runs before: a random operator goes on where it was."""
+    nodes = (node for graph in all_graphs(model.graph) for node in graph.node)
+    return any(node.op_type in RANDOM or node.op_type == "Dropout" for node in nodes)
+
+
 def _unseeded(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
     for graph in all_graphs(model.graph):
         for node in graph.node:

@@ -27,7 +27,7 @@ from threading import Lock
 
 from amct_onnx.errors import AmctError, ConfigError, DataError
 from amct_onnx.passes.observation import Budget, Feed, Watch, error_last, exposing, show_batches
-from amct_onnx.passes.session import Session, open_session
+from amct_onnx.passes.session import Session, makes_noise, open_session
 from amct_onnx.passes.weights import LightModel, loaded
 
 _log = logging.getLogger("amct_onnx")
@@ -319,8 +319,11 @@ def _open(task: _Task) -> tuple[Session, tuple[Watch, ...]] | None:
                 if content is None or sha256(content).hexdigest() != task.key:
                     return None
             model, watches = pickle.loads(content)
+            opened = open_session(model, "the calibration model", threads=1), watches
+            if makes_noise(model.proto):
+                return opened  # each shard begins with the same noise, whatever its worker did before
             _opened.clear()
-            _opened[task.key] = open_session(model, "the calibration model", threads=1), watches
+            _opened[task.key] = opened
         return _opened[task.key]
 
 
