@@ -62,7 +62,7 @@ def client():
     with (
         dask.config.set({"distributed.scheduler.allowed-failures": 1, "distributed.comm.timeouts.connect": "10s"}),
         distributed.LocalCluster(
-            n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None, silence_logs="CRITICAL"
+            n_workers=2, threads_per_worker=1, processes=True, dashboard_address=":0", silence_logs="CRITICAL"
         ) as cluster,
         distributed.Client(cluster) as client,
     ):
@@ -135,10 +135,10 @@ def kill_others(pid, array):
 
 def test_a_batch_that_kills_every_worker_is_named(executor, caplog):
     feeds = [{"x": batch} for batch in BATCHES]
-    feeds[SHARD + 1] = {"x": BATCHES[0].view(Deadly)}
+    feeds[SHARD] = {"x": BATCHES[0].view(Deadly)}
     watch = Watch(tensor="x", observer=IfmrObserver(Ifmr(), asymmetric=True))
     with pytest.raises(
-        DataError, match=rf"^calibration batch {SHARD + 1}: the process that computes it dies: exit status -9$"
+        DataError, match=rf"^calibration batch {SHARD}: the process that computes it dies: exit status -9$"
     ):
         observe_sharded(detached(network()), [watch], feeds, Budget(cores=2, memory=1 << 30), executor)
     assert any("their worker failed (KilledWorker" in line for line in caplog.messages)

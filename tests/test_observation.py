@@ -15,7 +15,7 @@ from amct_onnx import DataError, ModelError, QuantConfig, quantize_onnx
 from amct_onnx.config import LayerConfig
 from amct_onnx.kernels.hfmg import Hfmg, HfmgObserver
 from amct_onnx.kernels.ifmr import Ifmr, IfmrObserver
-from amct_onnx.passes import observation, observe, resources
+from amct_onnx.passes import calibration, observation, resources
 from amct_onnx.passes.observation import Budget, Watch, exposing, observe_batches, show_batches, sweeps
 from amct_onnx.passes.weights import detached
 
@@ -88,7 +88,7 @@ def no_thread_is_left():
 @pytest.fixture
 def cores(monkeypatch):
     def say(number):
-        monkeypatch.setattr(observe, "available_cores", lambda: number)
+        monkeypatch.setattr(calibration, "available_cores", lambda: number)
 
     return say
 
@@ -329,6 +329,21 @@ def test_exposed_tensors_stay_inside_the_memory(limit, cores, monkeypatch):
     assert max(session.most for session in sessions) <= max(limit - 1, 1) * TENSOR
     if limit < 3:
         assert max(session.most_running for session in sessions) == 1
+
+
+@pytest.mark.parametrize("lanes", LANES)
+def test_as_many_lanes_are_used_as_there_are_cores(lanes, cores, monkeypatch):
+    used = []
+
+    def note(*args, lanes, **kwargs):
+        used.append(lanes)
+        show(*args, lanes=lanes, **kwargs)
+
+    show = observation.show_batches
+    monkeypatch.setattr(observation, "show_batches", note)
+    cores(lanes)
+    quantize_onnx(network(), MIXED, calibration=BATCHES[:2])
+    assert used == [lanes]
 
 
 def test_threads_and_lanes_share_the_cores(monkeypatch):
