@@ -19,6 +19,7 @@ from graphs import model
 
 from amct_onnx import ConfigError, DataError, ModelError, QuantConfig, quantize_onnx
 from amct_onnx.config import LayerConfig
+from amct_onnx.kernels.dmq import Dmq
 from amct_onnx.kernels.hfmg import Hfmg, HfmgObserver
 from amct_onnx.kernels.ifmr import Ifmr, IfmrObserver
 from amct_onnx.passes import session, shards
@@ -127,6 +128,13 @@ def test_processes_may_be_forked_off_whatever_threads_do(tmp_path):
     run = subprocess.run([sys.executable, "-c", FORK, path], capture_output=True, text=True, timeout=60, check=True)
     batches = [draw(1, 4, seed=n) for n in range(20)]
     assert run.stdout.strip() == quantize_onnx(path, calibration=batches).record.strip()
+
+
+@pytest.mark.parametrize("memory", [None, 1])
+def test_balancing_by_workers_gives_the_same_bits(memory):
+    config = QuantConfig(common_config=LayerConfig(balancer=Dmq()))
+    with ThreadPoolExecutor(2) as executor:
+        assert quantized(config, executor=executor, memory_limit=memory) == quantized(config)
 
 
 def test_large_weights_are_mapped_by_all_workers(plain, monkeypatch):
