@@ -59,9 +59,9 @@ def compare_models(
     outputs = [value.name for value in first.proto.graph.output if value.name in found]
     if not outputs:
         raise ModelError("the two models have no output of the same name")
-    twins = _layer_twins(first.proto, second.proto) if layers else {}
-    ours = open_session(_exposing(first, [pair[0] for pair in twins.values()]), "the float model")
-    theirs = open_session(_exposing(second, [pair[1] for pair in twins.values()]), "the quantized model")
+    twins = layer_twins(first.proto, second.proto) if layers else {}
+    ours = open_session(exposing(first, [pair[0] for pair in twins.values()]), "the float model")
+    theirs = open_session(exposing(second, [pair[1] for pair in twins.values()]), "the quantized model")
     sums: dict[tuple[str, str], RunningError] = {}
     for batch, feed in enumerate(feeds):
         x, y = ours.run(feed, f"batch {batch}"), theirs.run(feed, f"batch {batch}")
@@ -142,7 +142,7 @@ def _decibels(signal: float, noise: float) -> float:
     return 10 * math.log10(signal / noise) if signal > 0 else -math.inf
 
 
-def _layer_twins(reference: onnx.ModelProto, other: onnx.ModelProto) -> dict[str, tuple[str, str]]:
+def layer_twins(reference: onnx.ModelProto, other: onnx.ModelProto) -> dict[str, tuple[str, str]]:
     """Layer -> the tensor it gives in the float model, and in the other.
 
     A quantized layer's tensor on its integer scale keeps the float name, unless it was an output of the model.
@@ -150,7 +150,7 @@ def _layer_twins(reference: onnx.ModelProto, other: onnx.ModelProto) -> dict[str
     known = {name for node in reference.graph.node for name in node.output}
     twins = {}
     for node in other.graph.node:
-        layer = _layer_behind(node.name)
+        layer = layer_behind(node.name)
         if layer is None or layer in twins:
             continue
         result, scaled = node.output[0], node.input[0]
@@ -162,11 +162,12 @@ def _layer_twins(reference: onnx.ModelProto, other: onnx.ModelProto) -> dict[str
     return twins
 
 
-def _layer_behind(name: str) -> str | None:
+def layer_behind(name: str) -> str | None:
+    """The layer that a node of this name ends, if it does."""
     return next((name.removesuffix(end) for end in _QUANTIZED_ENDS if name.endswith(end)), None)
 
 
-def _exposing(model: LightModel, tensors: Iterable[str]) -> LightModel:
+def exposing(model: LightModel, tensors: Iterable[str]) -> LightModel:
     """The model with more outputs."""
     copy = onnx.ModelProto()
     copy.CopyFrom(model.proto)
