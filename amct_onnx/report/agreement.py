@@ -159,6 +159,7 @@ def agreement(
     for feed in chain([first], batches):
         whole.add(feed, f"batch {count}")
         count += 1
+    whole.close()
     alone = SingleLayers(models, first)
     found = {name: alone.measure(profile, whole.merges[name]) for name, profile in chips.items()}
     layers = [
@@ -212,6 +213,10 @@ class _Whole:
                 self._add(("output", output, chip), x[output], z[output])
             for name, layer in models.layers.items():
                 self._add_layer(chip, name, layer, x, y, z)
+
+    def close(self) -> None:
+        """Give the memory of the sessions back."""
+        del self._reference, self._fake, self._chips
 
     def _add_layer(self, chip: str, name: str, layer: LayerPlaces, x: Values, y: Values, z: Values) -> None:
         given, fake, found = x[layer.float_tensor], y[layer.fake_tensor], z[layer.dequant.output[0]]

@@ -46,7 +46,11 @@ class SingleLayers:
         wanted = [*(layer.fake_tensor for layer in layers), *models.quantized.values()]
         session = opened(models.fake, wanted, "the fake-quant model")
         self.values = values_of(session, feed, "batch 0")
-        self._ideal = _run_apart(_cut_apart(models, self.values), PROFILES["ideal"])
+        ideal = _run_apart(_cut_apart(models, self.values), PROFILES["ideal"])
+        self._ideal = {
+            name: _sqnr(self.values[layer.fake_tensor], ideal[layer.dequant.output[0]])
+            for name, layer in models.layers.items()
+        }
 
     def measure(self, profile: Profile, merges: Mapping[str, Merge]) -> dict[str, SingleLayer]:
         """Every layer on one chip, and with each of its choices undone; merged scales stay merged."""
@@ -57,25 +61,31 @@ class SingleLayers:
             "float16 results": replace(profile, half_result=False) if profile.half_result else None,
         }
         own = _run_apart(cut, profile)
-        others = {cause: _run_apart(cut, variant) for cause, variant in undone.items() if variant is not None}
-        found = {}
-        for name, layer in self.models.layers.items():
-            expected = self.values[layer.fake_tensor]
-            result = layer.dequant.output[0]
-            costs = {self._order(layer): _sqnr(expected, self._ideal[result])}
-            costs |= {cause: _sqnr(values[result], own[result]) for cause, values in others.items()}
-            reached = np.abs(own[result]) >= HALF_MAX if profile.half_result else np.zeros(1)
-            found[name] = SingleLayer(
-                alone=_sqnr(expected, own[result]),
-                costs={cause: cost for cause, cost in costs.items() if cost != math.inf},
-                saturated=float(reached.mean()) if reached.size else 0.0,
+        layers = self.models.layers
+        results = {name: layer.dequant.output[0] for name, layer in layers.items()}
+        costs = {name: {self._order(layer): self._ideal[name]} for name, layer in layers.items()}
+        for cause, variant in undone.items():
+            if variant is not None:
+                other = _run_apart(cut, variant)
+                for name, result in results.items():
+                    costs[name][cause] = _sqnr(other[result], own[result])
+        return {
+            name: SingleLayer(
+                alone=_sqnr(self.values[layer.fake_tensor], own[results[name]]),
+                costs={cause: cost for cause, cost in costs[name].items() if cost != math.inf},
+                saturated=_saturated(own[results[name]]) if profile.half_result else 0.0,
             )
-        return found
+            for name, layer in layers.items()
+        }
 
     def _order(self, layer: LayerPlaces) -> str:
         """What the exact integers of the definition change."""
         before, behind = quantized_both_ways(self.values[layer.fake_input], layer)
         return "ties" if (before != behind).any() else "float32 rounding"
+
+
+def _saturated(values: Array) -> float:
+    return float((np.abs(values) >= HALF_MAX).mean()) if values.size else 0.0
 
 
 def _run_apart(cut: tuple[LightModel, Values], profile: Profile) -> dict[str, Array]:
