@@ -1,4 +1,4 @@
-"""The command line: `amct_onnx calibration`, `convert`, `plan`, `compare`, `verify` and `simulate`."""
+"""The command line: `amct_onnx COMMAND`, see `_parser` for the commands."""
 
 from __future__ import annotations
 
@@ -40,6 +40,17 @@ examples:
   amct_onnx simulate out/net_deploy_model.onnx --data data/ --profile v200 --reference out/net_fake_quant_model.onnx
 """
 
+_AGREEMENT_HELP = """\
+Run float, fake-quant and deploy model, the latter on every kind of chip, and say layer by layer how far they are apart,
+where they part first, and what it is that parts them."""
+
+_AGREEMENT_EXAMPLES = """\
+examples:
+  amct_onnx agreement net.onnx out/net_fake_quant_model.onnx out/net_deploy_model.onnx --data data/
+  amct_onnx agreement net.onnx out/net_fake_quant_model.onnx out/net_deploy_model.onnx --data data/ \\
+      --profiles fixpipe --html report.html --json report.json
+"""
+
 _DTYPES = (
     *("float64", "float32", "float16", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"),
     "bool",
@@ -75,6 +86,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_compare(commands.add_parser("compare", help="compare a quantized model with the float one"))
     _add_verify(commands.add_parser("verify", help="check a deploy model against what ATC takes"))
     _add_simulate(commands.add_parser("simulate", help="run a deploy model as a chip would"))
+    _add_agreement(commands.add_parser("agreement", help="say where and why models and chips part"))
     for command in commands.choices.values():
         command.add_argument("-v", "--verbose", action="store_true", help="tell every step")
         command.add_argument("-q", "--quiet", action="store_true", help="tell warnings and errors only")
@@ -159,6 +171,20 @@ def _add_simulate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch_num", type=int, help="batches to use; all without it")
     _add_data(parser)
     parser.set_defaults(command=_simulate)
+
+
+def _add_agreement(parser: argparse.ArgumentParser) -> None:
+    parser.description, parser.epilog = _AGREEMENT_HELP, _AGREEMENT_EXAMPLES
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("model", help="the float model")
+    parser.add_argument("quantized", help="the fake-quant model")
+    parser.add_argument("deploy", help="the deploy model")
+    parser.add_argument("--profiles", nargs="+", metavar="PROFILE", help="kinds of chips; all without it")
+    parser.add_argument("--html", metavar="FILE", help="write the report as a page with a picture")
+    parser.add_argument("--json", metavar="FILE", help="write the report as JSON")
+    parser.add_argument("--batch_num", type=int, help="batches to use; all without it")
+    _add_data(parser)
+    parser.set_defaults(command=_agreement)
 
 
 def _calibration(options: argparse.Namespace) -> None:
@@ -283,6 +309,25 @@ def _simulate(options: argparse.Namespace) -> None:
         _show(error_table(found.errors, f"against {options.reference}"))
     if save is not None:
         print(save)
+
+
+def _agreement(options: argparse.Namespace) -> None:
+    from amct_onnx.deploy.profiles import PROFILES
+    from amct_onnx.formats.model_file import read_model, write_texts
+    from amct_onnx.report.agreement import agreement
+    from amct_onnx.report.agreement_page import agreement_page
+    from amct_onnx.report.tables import agreement_tables
+
+    model = read_model(options.model)
+    source, batch_num = _data_source(options)
+    feeds = checked_feeds(source, input_specs(model.proto), batch_num)
+    profiles = tuple(options.profiles or PROFILES)
+    found = agreement(model, options.quantized, options.deploy, feeds, profiles=profiles)
+    files = {options.html: agreement_page(found)} if options.html is not None else {}
+    files |= {options.json: found.to_json()} if options.json is not None else {}
+    write_texts({Path(path): text for path, text in files.items()})
+    for table in agreement_tables(found):
+        _show(table)
 
 
 def _data_source(options: argparse.Namespace) -> tuple[CalibrationSource, int | None]:

@@ -23,7 +23,7 @@ ROOT = Path(amct_onnx.__file__).parents[1]
 DIGITS = ROOT / "models" / "digits"
 FILES = ("deploy_model.onnx", "fake_quant_model.onnx", "record.txt", "config.json")
 LAYERS = ["stem.conv", "depthwise.conv", "pointwise.conv", "down.conv", "pool", "classifier"]
-COMMANDS = ("calibration", "convert", "plan", "compare", "verify", "simulate")
+COMMANDS = ("calibration", "convert", "plan", "compare", "verify", "simulate", "agreement")
 
 
 @pytest.fixture(autouse=True)
@@ -433,7 +433,7 @@ def test_verify_has_a_status_for_what_cannot_be_read_or_written(tmp_path, expect
 # Help, usage, log
 
 
-@pytest.mark.parametrize("option", ["--help", "-h", "--h"])
+@pytest.mark.parametrize("option", ["--help", "-h", "--he"])
 @pytest.mark.parametrize("command", [(), *((name,) for name in COMMANDS)])
 def test_every_command_explains_itself(command, option, capfd):
     assert status(*command, option) == 0

@@ -101,6 +101,5 @@ def test_the_examples_run(made, tmp_path, monkeypatch):
     for line in re.findall(r"(?m)^amct_onnx (simulate .*)$", DOCUMENTATION):
         assert status(*shlex.split(line)) == 0
     names = {"images": images}
-    (code,) = re.findall(r"(?s)```python\n(.*?)```", DOCUMENTATION)
-    exec(code, names)
+    exec(re.findall(r"(?s)```python\n(.*?)```", DOCUMENTATION)[0], names)
     np.testing.assert_array_equal(names["logits"], np.load("outputs.npz")["logits_0"])

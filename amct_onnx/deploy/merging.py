@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
 from amct_onnx.deploy.operands import scale_words
@@ -15,29 +17,50 @@ _TOLERANCE = 1e-5
 """Scales of several AscendQuant behind one AscendDequant count as equal up to here, relatively."""
 
 
-def merge_requants(graph: Graph, profile: Profile) -> None:
-    """Merge the scale of AscendQuant into that of the AscendDequant before it, where every reader of it agrees."""
-    if profile.requant == "no":
-        return
-    names = graph.tensor_names()
-    for dequant in nodes_of(graph, "AscendDequant"):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Merge:
+    """An AscendDequant whose result holds what AscendQuant makes of it: multiplied by `scale`.
+
+    relu: the Relu that goes into it, if there is one.
+    """
+
+    dequant: Node
+    quants: tuple[Node, ...]
+    relu: Node | None
+    scale: np.float32
+
+
+def find_merges(graph: Graph, profile: Profile) -> list[Merge]:
+    """What the compiler would merge for this chip."""
+    found = []
+    for dequant in nodes_of(graph, "AscendDequant") if profile.requant != "no" else ():
         relu, quants = _chain(graph, dequant)
         if not quants or dequant.attrs.get("sqrt_mode", 0):
             continue
         clips = relu is not None or bool(dequant.attrs.get("relu_flag", 0))
         if clips and profile.requant == "one step" and quants[0].attrs["offset"] != -128:
             continue
-        merged = scale_words(graph, dequant, names) * np.float32(quants[0].attrs["scale"])
+        scale = np.float32(quants[0].attrs["scale"])
+        found.append(Merge(dequant=dequant, quants=tuple(quants), relu=relu, scale=scale))
+    return found
+
+
+def merge_requants(graph: Graph, profile: Profile) -> None:
+    """Merge the scale of AscendQuant into that of the AscendDequant before it, where every reader of it agrees."""
+    names = graph.tensor_names()
+    for merge in find_merges(graph, profile):
+        dequant, relu = merge.dequant, merge.relu
+        merged = scale_words(graph, dequant, names) * merge.scale
         name = unique_name(f"{dequant.name}.requant", names)
         set_input(dequant, 1, graph.new_constant(name, merged.view(np.uint32).astype(np.uint64)))
-        for quant in quants:
+        for quant in merge.quants:
             quant.attrs["scale"] = 1.0
         if relu is not None:
             dequant.attrs["relu_flag"] = 1
             graph.replace_uses(relu.outputs[0], dequant.outputs[0])
             graph.remove([relu])
         if profile.requant == "one step":
-            for node in (dequant, *quants):
+            for node in (dequant, *merge.quants):
                 node.attrs[MERGED] = 1
 
 

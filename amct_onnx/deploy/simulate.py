@@ -53,12 +53,12 @@ def name_of(model: object) -> str:
 def _lowered(light: LightModel, profile: Profile) -> LightModel:
     if not any(node.op_type == "AscendDequant" for node in light.proto.graph.node):
         raise ModelError("not a deploy model: it has no AscendDequant")
-    graph = Graph.of_model(_in_order(light))
+    graph = Graph.of_model(in_order(light))
     lower(graph, profile)
     return graph.to_light()
 
 
-def _in_order(light: LightModel) -> LightModel:
+def in_order(light: LightModel) -> LightModel:
     """The model with every node behind those that it depends on, which not all emitters see to.
 
     Raises:

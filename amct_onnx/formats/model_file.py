@@ -6,8 +6,8 @@ import math
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -176,6 +176,21 @@ def staged(directory: Path, names: list[str]) -> Iterator[Path]:
         for folder in reversed(made):
             with suppress(OSError):  # somebody else has put something into it meanwhile
                 folder.rmdir()
+
+
+def write_texts(texts: Mapping[Path, str]) -> None:
+    """Write several files: all of them, or none where one cannot be written.
+
+    Raises:
+        OutputError: one cannot be written.
+    """
+    with ExitStack() as stack:
+        stages: dict[Path, Path] = {}
+        for folder in {path.parent: None for path in texts}:
+            names = [path.name for path in texts if path.parent == folder]
+            stages[folder] = stack.enter_context(staged(folder, names))
+        for path, text in texts.items():
+            (stages[path.parent] / path.name).write_text(text, encoding="utf-8")
 
 
 def _make(directory: Path, made: list[Path]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from rich.table import Table
 from rich.text import Text
@@ -11,8 +11,12 @@ from amct_onnx.deploy.verify import VerifyReport
 from amct_onnx.kernels.ifmr import Ifmr
 from amct_onnx.kernels.quant_params import QuantParams
 from amct_onnx.passes.state import LayerPlan, QuantPlan
+from amct_onnx.report.agreement import Agreement
+from amct_onnx.report.agreement_page import decibels
 from amct_onnx.report.compare import TensorError
 from amct_onnx.report.simulation import OutputRange
+
+_MOST_OUTPUTS, _MOST_LAYERS = 2, 8
 
 
 def plan_table(plan: QuantPlan, op_types: Mapping[str, str], *, everything: bool) -> Table:
@@ -42,6 +46,33 @@ def error_table(errors: Mapping[str, TensorError], title: str, *, worst_first: b
     for name, error in rows:
         table.add_row(Text(name), f"{error.sqnr:.2f}", f"{error.cosine:.6f}", f"{error.largest:.4g}")
     return table
+
+
+def agreement_tables(found: Agreement) -> Iterator[Table]:
+    """The outputs of every model, and the layers that part most: no more than a screen."""
+    outputs = Table(title=f"{found.batches} batches, outputs against the float model", title_justify="left")
+    outputs.add_column("output", overflow="fold")
+    for column in ("model", "SQNR (dB)", "cosine", "first apart from fake-quant at"):
+        outputs.add_column(column, overflow="fold")
+    for output, errors in list(found.outputs.items())[:_MOST_OUTPUTS]:
+        for who, error in errors.items():
+            _row(outputs, output, who, decibels(error.sqnr), f"{error.cosine:.6f}", _parting(found, who))
+    yield outputs
+    worst = sorted(found.layers, key=lambda layer: min(c.against_fake_quant.sqnr for c in layer.chips.values()))
+    layers = Table(title=f"the worst of {len(found.layers)} layers, against the fake-quant model", title_justify="left")
+    layers.add_column("layer", overflow="fold")
+    for profile in found.profiles:
+        layers.add_column(f"{profile} (dB, cause)", overflow="fold")
+    for layer in worst[:_MOST_LAYERS]:
+        chips = [layer.chips[profile] for profile in found.profiles]
+        cells = [f"{decibels(chip.against_fake_quant.sqnr)} {chip.main_cause}".strip() for chip in chips]
+        _row(layers, layer.layer, *cells)
+    yield layers
+
+
+def _parting(found: Agreement, who: str) -> str:
+    layer = found.parting(who) if who in found.profiles else None
+    return "" if layer is None else f"{layer.layer}: {layer.chips[who].main_cause}"
 
 
 def range_table(ranges: Mapping[str, OutputRange], title: str) -> Table:
