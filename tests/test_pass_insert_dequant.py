@@ -33,13 +33,19 @@ def words(scale):
 @pytest.mark.parametrize(
     ("call", "inputs", "shape", "line", "words_shape"),
     [
-        ("Conv(x, w, b)", "float[1, 2, 6, 6] x", (3, 2, 3, 3), "Conv({}, float[3, 2, 3, 3], int32[3])", [3]),
-        ("Conv(x, w)", "float[1, 2, 6, 6] x", (3, 2, 3, 3), "Conv({}, float[3, 2, 3, 3])", [3]),
+        (
+            "Conv(x, w, b)",
+            "float[1, 2, 6, 6] x",
+            (3, 2, 3, 3),
+            "Conv<kernel_shape=[3, 3]>({}, float[3, 2, 3, 3], int32[3])",
+            [3],
+        ),
+        ("Conv(x, w)", "float[1, 2, 6, 6] x", (3, 2, 3, 3), "Conv<kernel_shape=[3, 3]>({}, float[3, 2, 3, 3])", [3]),
         (
             "ConvTranspose(x, w, b)",
             "float[1, 2, 6, 6] x",
             (2, 3, 3, 3),
-            "ConvTranspose({}, float[2, 3, 3, 3], int32[3])",
+            "ConvTranspose<kernel_shape=[3, 3]>({}, float[2, 3, 3, 3], int32[3])",
             [3],
         ),
         (

@@ -30,7 +30,7 @@ def test_every_layer_reads_its_own_quantized_input():
     source = model(text, {"w": normal(2, 2, 1, 1), "b": normal(2)})
     assert inserted(source, {"conv": (0.25, -3), "pool": (0.5, 0)}) == [
         "[conv.quant] conv.quant.output0 = AscendQuant<dst_type=INT8, offset=-3.0, scale=4.0>(x)",
-        "[conv] c = Conv(conv.quant.output0, float[2, 2, 1, 1], float[2])",
+        "[conv] c = Conv<kernel_shape=[1, 1]>(conv.quant.output0, float[2, 2, 1, 1], float[2])",
         "[relu] r = Relu(c)",
         "[pool.quant] pool.quant.output0 = AscendQuant<dst_type=INT8, offset=0.0, scale=2.0>(r)",
         "[pool] y = AveragePool<kernel_shape=[2, 2]>(pool.quant.output0)",
