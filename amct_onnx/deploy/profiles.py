@@ -78,8 +78,9 @@ PROFILES: Mapping[str, Profile] = {
             requant="by scale",
             known="a compiled network's dump and the operator sources",
             unknown="the sources write the accumulator as rounded to float16 before the multiplication, which would "
-            "overflow in ordinary networks: here it enters the multiplication as float32; layers with 16 or fewer "
-            "input channels are computed in float16 by the chip, and by integers here",
+            "overflow in ordinary networks: here it enters the multiplication as float32; whether the first of two "
+            "multiplications by a root saturates as here, which has been seen to ruin a network; layers with 16 or "
+            "fewer input channels are computed in float16 by the chip, and by integers here",
         ),
     )
 }
