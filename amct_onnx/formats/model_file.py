@@ -150,7 +150,7 @@ def staged(directory: Path, names: list[str]) -> Iterator[Path]:
     Where anything fails, also one of the moves, nothing is left behind and `directory` is as it was.
 
     Raises:
-        OutputError: the directory cannot be made or written to, or one of `names` is a directory there.
+        OutputError: the directory cannot be made or written to, or one of `names` is there and no file.
     """
     made: list[Path] = []
     stage: Path | None = None
@@ -159,6 +159,8 @@ def staged(directory: Path, names: list[str]) -> Iterator[Path]:
         for name in names:
             if (directory / name).is_dir():
                 raise OutputError(f"{directory / name}: is a directory; a file of this name shall be written")
+            if (directory / name).exists() and not (directory / name).is_file():
+                raise OutputError(f"{directory / name}: is a device or a pipe, which a file cannot take the place of")
         stage = Path(tempfile.mkdtemp(prefix=".amct_onnx-", dir=directory))
         files = stage / "new"
         files.mkdir()
@@ -179,11 +181,15 @@ def staged(directory: Path, names: list[str]) -> Iterator[Path]:
 
 
 def write_texts(texts: Mapping[Path, str]) -> None:
-    """Write several files: all of them, or none where one cannot be written.
+    """Write several files: all of them, or none where one cannot be written. Links are followed.
 
     Raises:
         OutputError: one cannot be written.
     """
+    try:
+        texts = {Path(os.path.realpath(path)): text for path, text in texts.items()}
+    except ValueError as error:
+        raise OutputError(f"a name that no file can have: {error}") from error
     with ExitStack() as stack:
         stages: dict[Path, Path] = {}
         for folder in {path.parent: None for path in texts}:
