@@ -57,8 +57,8 @@ def test_what_is_no_file_or_no_model(tmp_path):
         SimulatedSession(3)
 
 
-SCALES = [None, 0.0, -1.0, float("nan"), float("inf"), "big", [0.5]]
-OFFSETS = [None, 0.5, 128.0, -129.0, float("nan"), float("inf"), "none"]
+SCALES = [None, 2, 0.0, -1.0, float("nan"), float("inf"), "big", [0.5]]
+OFFSETS = [None, 3, 0.5, 128.0, -129.0, float("nan"), float("inf"), "none"]
 
 
 @pytest.mark.parametrize("scale", SCALES)
