@@ -74,6 +74,13 @@ def test_odd_offsets_of_a_quant(offset):
     refused(model, "AscendQuant 'conv.quant' must have a .*offset")
 
 
+def test_a_weight_of_negative_size():
+    def shrink(m):
+        next(t for t in m.graph.initializer if t.name == "conv.weight").dims[0] = -5
+
+    refused(edited(shrink), r"initializer 'conv.weight' has the impossible shape \[-5")
+
+
 NOT_YET = {
     "16 bits": (lambda m: set_attribute(m, "conv.quant", dst_type="INT16"), "'conv.quant' gives INT16"),
     "4 bits": (lambda m: set_attribute(m, "conv.quant", dst_type="INT4"), "'conv.quant' gives INT4"),

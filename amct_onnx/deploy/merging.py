@@ -11,7 +11,10 @@ from amct_onnx.deploy.profiles import Profile
 from amct_onnx.passes.graph import Graph, Node, is_standard, nodes_of, set_input, unique_name
 
 MERGED = "amct_onnx.merged"
-"""Attribute, which no emitter writes, of an AscendDequant and an AscendQuant that are one step: nothing is rounded between them."""
+"""Attribute of an AscendDequant and an AscendQuant that are one step: nothing is rounded between them.
+
+No file has it: the name is not one that an emitter would choose.
+"""
 
 _TOLERANCE = 1e-5
 """Scales of several AscendQuant behind one AscendDequant count as equal up to here, relatively."""

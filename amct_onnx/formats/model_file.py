@@ -35,11 +35,15 @@ def read_model(model: str | os.PathLike[str] | onnx.ModelProto | LightModel) -> 
 
     Raises:
         ModelError: there is no such file, or it is no ONNX model, or a truncated one; or its external data are missing,
-            too short, or outside of its directory.
+            too short, or outside of its directory; or an initializer has a negative size.
     """
     if isinstance(model, LightModel):
         return model
     proto = read_without_data(model)
+    for tensor in proto.graph.initializer:
+        if min(tensor.dims, default=0) < 0:
+            name = "the model" if isinstance(model, onnx.ModelProto) else os.fspath(model)
+            raise ModelError(f"{name}: initializer {tensor.name!r} has the impossible shape {list(tensor.dims)}")
     if isinstance(model, onnx.ModelProto):
         return detached(proto)
     path = Path(model)
