@@ -202,3 +202,12 @@ def fewest_loss(counts: dict[int, int], number: int) -> int:
             for end in range(len(values) + 1)
         }
     return best[len(values)]
+
+
+def packed(levels: list[int]) -> list[int]:
+    """4-bit integers in pairs, the first in the low half of a signed byte."""
+    found = []
+    for low, high in zip(levels[0::2], levels[1::2], strict=True):
+        byte = (low % 16) + 16 * (high % 16)
+        found.append(byte - 256 if byte > 127 else byte)
+    return found

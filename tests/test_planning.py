@@ -461,8 +461,6 @@ def test_a_full_configuration_is_checked_by_layer_as_an_override_is(every_kind):
 
 WISHES = [
     pytest.param({"weight": AdaRound()}, "ada_quantize", id="rounding"),
-    pytest.param({"weight": Arq(num_bits=4)}, "4-bit weights", id="4-bit weights"),
-    pytest.param({"activation": Ifmr(num_bits=16)}, "16-bit activations", id="16-bit activations"),
     pytest.param({"activation": Ifmr(num_bits=4)}, "4-bit activations", id="4-bit activations"),
 ]
 

@@ -78,6 +78,11 @@ def output_channels(node: Node) -> int:
     return int(shape[1]) * (group_of(node) if node.op == "ConvTranspose" else 1)
 
 
+def input_axis(node: Node) -> int:
+    """The axis of a layer's weight that its input channels are on."""
+    return 1 if node.op == "Conv" else 0
+
+
 def along_channels(layer: Node, k: Array) -> Array:
     """`k` [Cout] in the shape that multiplies the layer's weight."""
     shape = layer.inputs[1].shape

@@ -1,7 +1,8 @@
 """Replaces the Ascend operators by standard ones that compute the same, so that any onnxruntime runs the model.
 
 The layers keep working on integers, held as floats: AscendQuant becomes
-clip(round(x * scale) + offset) - offset, AscendDequant a multiplication. Exact as long as sums stay below 2^24.
+clip(round(x * scale) + offset) - offset, AscendDequant a multiplication. Exact as long as sums stay below 2^24;
+those of 16-bit activations do not, and have the precision of float32.
 """
 
 from __future__ import annotations
