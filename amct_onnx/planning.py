@@ -27,6 +27,7 @@ from amct_onnx.passes.layer_types import PER_CHANNEL, is_of_type, says_rank
 from amct_onnx.passes.layers import group_of, input_axis, is_depthwise, spatial_axes, why_not
 from amct_onnx.passes.shapes import TensorType, infer_types
 from amct_onnx.passes.state import LayerPlan, QuantPlan, QuantState
+from amct_onnx.planning_tensors import plan_tensors
 
 
 def make_plan(state: QuantState, config: QuantConfig) -> QuantPlan:
@@ -61,10 +62,12 @@ def make_plan(state: QuantState, config: QuantConfig) -> QuantPlan:
         if decided.notes:
             notes[node.name] = decided.notes
     _skip_bodies(state, skipped, layers)
-    if not layers:
+    tensors = plan_tensors(state, config, layers, types)
+    if not layers and not tensors:
         raise ModelError(_nothing_left(skipped, disabled))
     return QuantPlan(
         layers=layers,
+        tensors=tensors,
         disabled=disabled,
         skipped=skipped,
         notes=notes,
@@ -325,10 +328,8 @@ def _disabled_by_list(config: QuantConfig) -> set[str]:
 
 
 def _refuse_unavailable(config: QuantConfig) -> None:
-    wishes = ["joint_quant"] if config.joint_quant else []
-    wishes += [f"tensor_quantize (input {t.input_index} of {t.layer_name!r})" for t in config.tensor_quantize]
-    for wish in wishes:
-        raise NotAvailableError(f"{wish} is not available yet; remove it from the configuration")
+    if config.joint_quant:
+        raise NotAvailableError("joint_quant is not available yet; remove it from the configuration")
 
 
 def _check_available(layer: LayerPlan) -> None:
@@ -351,6 +352,7 @@ def _check_names(state: QuantState, config: QuantConfig) -> None:
         ("skip_fusion_layers", config.skip_fusion_layers),
         ("override_layer_configs", config.override_layer_configs),
         ("only_layers", config.only_layers or ()),
+        ("tensor_quantize", [tensor.layer_name for tensor in config.tensor_quantize]),
     ):
         _check_known(field, names, known)
 

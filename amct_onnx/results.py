@@ -71,7 +71,7 @@ class QuantizeResult:
     record, config: paths where `save_path` was given, else the texts. There is a configuration only where the model was
         calibrated; else it is None.
     plan: the final decisions: `layers` are quantized, `skipped` says of every other node why not.
-    params: layer -> scales and offsets.
+    params: layer, or "<node>:<input>" of a tensor quantized by itself -> scales and offsets.
     output_errors: output -> difference between the model that was read and the fake-quant model, on the first batch.
     layer_errors: layer -> the same, where it was asked for.
     qdq_model: as the other models where it was asked for, else None.
@@ -177,7 +177,16 @@ def _rewritten(state: QuantState, passes: tuple[Pass, ...]) -> LightModel:
 
 def _records(state: QuantState) -> dict[str, LayerRecord]:
     nodes = {node.name: node for node in state.graph.nodes}
-    return {layer.name: _record(state, layer, has_weight(nodes[layer.name])) for layer in state.layers()}
+    records = {layer.name: _record(state, layer, has_weight(nodes[layer.name])) for layer in state.layers()}
+    for tensor in state.tensors():
+        params = state.activations[tensor.key]
+        records[tensor.key] = LayerRecord(
+            scale_d=float(params.scale),
+            offset_d=int(params.offset),
+            is_tensor_quantize=True,
+            act_type=f"INT{params.num_bits}",
+        )
+    return records
 
 
 def _record(state: QuantState, layer: LayerPlan, weighted: bool) -> LayerRecord:
@@ -314,6 +323,8 @@ def _result(state: QuantState, found: Comparison, given: Mapping[str, Any]) -> Q
     plan = state.plan
     for name, error in found.outputs.items():
         _log.info("output %r: %.1f dB, cosine %.6f", name, error.sqnr, error.cosine)
+    if plan.tensors:
+        _log.info("%d single tensors quantized", len(plan.tensors))
     _log.info("%d layers quantized, %d nodes left as they are", len(plan.layers), len(plan.skipped))
     deploy, fake_quant, record = (given[ending] for ending in CONVERTED_FILES)
     return QuantizeResult(
@@ -329,7 +340,7 @@ def _result(state: QuantState, found: Comparison, given: Mapping[str, Any]) -> Q
                 weight=state.weights.get(name),
                 balance=state.balances.get(name),
             )
-            for name in plan.layers
+            for name in (*plan.layers, *(tensor.key for tensor in plan.tensors))
         },
         output_errors=found.outputs,
         layer_errors=found.layers,

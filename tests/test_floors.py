@@ -14,6 +14,7 @@ FLOORS = [
     ["passes"],
     ["config", "data", "progress"],
     ["formats"],
+    ["planning_tensors"],
     ["deploy", "planning", "report"],
     ["prepare", "results"],
     ["convert", "quantize"],

@@ -20,7 +20,6 @@ from amct_onnx import (
     ModelError,
     NotAvailableError,
     QuantConfig,
-    TensorConfig,
     quantize_onnx,
 )
 from amct_onnx import prepare as preparing
@@ -488,9 +487,8 @@ def test_a_wish_of_the_future_does_no_harm_where_the_layer_is_skipped(small, blo
     ("fields", "parts"),
     [
         ({"joint_quant": True}, ["joint_quant"]),
-        ({"tensor_quantize": [TensorConfig(layer_name="conv2", input_index=0)]}, ["tensor_quantize", "'conv2'"]),
     ],
-    ids=["joint_quant", "tensor_quantize"],
+    ids=["joint_quant"],
 )
 def test_a_wish_for_the_whole_model_names_the_field(small, fields, parts):
     message = refusal(small, NotAvailableError, **fields)

@@ -45,7 +45,8 @@ def _unshared(state: QuantState) -> list[str]:
 
 def _planned_exist(state: QuantState) -> list[str]:
     names = {node.name for node in state.graph.nodes}
-    return [f"planned layer {layer.name!r} is not in the graph" for layer in state.layers() if layer.name not in names]
+    planned = [layer.name for layer in state.layers()] + [tensor.node for tensor in state.tensors()]
+    return [f"planned layer {name!r} is not in the graph" for name in planned if name not in names]
 
 
 def _weights_known(state: QuantState) -> list[str]:
@@ -58,7 +59,8 @@ def _weights_known(state: QuantState) -> list[str]:
 
 
 def _activations_known(state: QuantState) -> list[str]:
-    return [f"no activation parameters for {x.name!r}" for x in state.layers() if x.name not in state.activations]
+    planned = [layer.name for layer in state.layers()] + [tensor.key for tensor in state.tensors()]
+    return [f"no activation parameters for {name!r}" for name in planned if name not in state.activations]
 
 
 def _standard_only(state: QuantState) -> list[str]:

@@ -24,7 +24,7 @@ from amct_onnx.passes.layers import has_weight
 from amct_onnx.passes.observation import Feed, Watch
 from amct_onnx.passes.quantize_weights import fake_quantized
 from amct_onnx.passes.resources import available_cores
-from amct_onnx.passes.state import LayerPlan, Pass, QuantPlan, QuantState
+from amct_onnx.passes.state import Pass, QuantPlan, QuantState
 from amct_onnx.passes.weights import LightModel
 
 
@@ -51,7 +51,7 @@ def observe(run: CalibrationRun) -> Pass:
 
 def warm_up_beside(plan: QuantPlan) -> None:
     """Compile the kernels that the plan needs in a thread of their own; who needs them earlier waits for it."""
-    used = {type(layer.activation) for layer in plan.layers.values()}
+    used = {type(layer.activation) for layer in plan.layers.values()} | {type(t.activation) for t in plan.tensors}
     kernels = [warm_up for algorithm, warm_up in ((Ifmr, ifmr.warm_up), (Hfmg, hfmg.warm_up)) if algorithm in used]
     Thread(target=lambda: [warm_up() for warm_up in kernels], name="amct_onnx-compile").start()
 
@@ -61,29 +61,30 @@ _Served = tuple[Watch, _Range, list[str]]
 
 
 def _layers_by_watch(state: QuantState, first: Feed) -> list[_Served]:
-    """One observer for each tensor and way of observing it, and the layers that it serves."""
+    """One observer for each tensor and way of observing it, and the layers and planned tensors that it serves."""
     nodes = {node.name: node for node in state.graph.nodes}
     sizes = Sizes(state, first)
     found: dict[tuple[str, Ifmr | Hfmg | QuantParams], _Served] = {}
-    for layer in state.layers():
-        tensor = nodes[layer.name].inputs[0].name
-        key = (tensor, layer.activation)
+    wanted = [(layer.name, nodes[layer.name].inputs[0].name, layer.activation) for layer in state.layers()]
+    wanted += [(own.key, nodes[own.node].inputs[own.index].name, own.activation) for own in state.tensors()]
+    for name, tensor, activation in wanted:
+        key = (tensor, activation)
         if key not in found:
-            observer = _observer_for(layer)
-            in_order = isinstance(layer.activation, Hfmg)
+            observer = _observer_for(activation)
+            in_order = isinstance(activation, Hfmg)
             watch = Watch(tensor=tensor, observer=observer, in_order=in_order, size=sizes.of(tensor))
             found[key] = (watch, observer, [])
-        found[key][2].append(layer.name)
+        found[key][2].append(name)
     return list(found.values())
 
 
-def _observer_for(layer: LayerPlan) -> _Range:
-    assert not isinstance(layer.activation, QuantParams), "it is given, there is nothing to observe"
-    asymmetric = layer.activation.asymmetric
+def _observer_for(activation: Ifmr | Hfmg | QuantParams) -> _Range:
+    assert not isinstance(activation, QuantParams), "it is given, there is nothing to observe"
+    asymmetric = activation.asymmetric
     assert asymmetric is not None, "the plan decides it"
-    if isinstance(layer.activation, Ifmr):
-        return IfmrObserver(layer.activation, asymmetric=asymmetric)
-    return HfmgObserver(layer.activation, asymmetric=asymmetric)
+    if isinstance(activation, Ifmr):
+        return IfmrObserver(activation, asymmetric=asymmetric)
+    return HfmgObserver(activation, asymmetric=asymmetric)
 
 
 def _calibration_model(state: QuantState) -> LightModel:

@@ -37,10 +37,29 @@ class LayerPlan:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TensorPlan:
+    """The decision for one input of a node that is no layer: it goes through integers and back.
+
+    node, index: which input of which node.
+    activation: algorithm; `asymmetric` is decided.
+    """
+
+    node: str
+    index: int
+    activation: Ifmr | Hfmg | QuantParams
+
+    @property
+    def key(self) -> str:
+        """What it is called in tables and records."""
+        return f"{self.node}:{self.index}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class QuantPlan:
     """One decision for every node of the model.
 
     layers: what is quantized, in the order of the graph.
+    tensors: single inputs of other nodes that are quantized.
     disabled: what could be quantized and was switched off by the user, in the order of the graph.
     skipped: every other node and the disabled ones -> the reason, a sentence that a user can read.
     notes: layer -> what was decided otherwise than asked, one sentence each.
@@ -52,6 +71,7 @@ class QuantPlan:
     """
 
     layers: Mapping[str, LayerPlan] = field(default_factory=dict)
+    tensors: tuple[TensorPlan, ...] = ()
     disabled: Mapping[str, LayerPlan] = field(default_factory=dict)
     skipped: Mapping[str, str] = field(default_factory=dict)
     notes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
@@ -73,9 +93,9 @@ class QuantState:
     gone: nodes that passes took out of the graph -> the reason.
     remarks: nodes that stayed -> why a pass that looked at them left them.
     balances: layer -> what its weight was multiplied by and its input divided by, [Cin].
-    activations, weights: layer -> parameters of its input and of its weight.
+    activations, weights: layer, or key of a tensor -> parameters of its input and of its weight.
     clusters: layer -> the integers that NUQ leaves to its weight, int8, ascending.
-    left_float: planned layers that turned out not to be quantizable -> the reason.
+    left_float: planned layers and tensors that turned out not to be quantizable -> the reason.
     """
 
     graph: Graph
@@ -91,6 +111,10 @@ class QuantState:
     def layers(self) -> list[LayerPlan]:
         """The planned layers that are still to be quantized, in the order of the graph."""
         return [layer for name, layer in self.plan.layers.items() if name not in self.left_float]
+
+    def tensors(self) -> list[TensorPlan]:
+        """The planned tensors that are still to be quantized."""
+        return [tensor for tensor in self.plan.tensors if tensor.key not in self.left_float]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,0 +1,73 @@
+"""Which single input tensors are quantized: inputs of Add and MaxPool that the user lists."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from onnx import TensorProto
+
+from amct_onnx.config import QuantConfig, TensorConfig
+from amct_onnx.errors import ConfigError, located
+from amct_onnx.passes.graph import Node, has_input, is_constant, is_standard
+from amct_onnx.passes.layers import bias_add
+from amct_onnx.passes.shapes import TensorType
+from amct_onnx.passes.state import LayerPlan, QuantState, TensorPlan
+
+_TAKEN = {"Add": 2, "MaxPool": 1}
+"""Operator -> how many inputs it has."""
+
+
+def plan_tensors(
+    state: QuantState, config: QuantConfig, layers: Mapping[str, LayerPlan], types: Mapping[str, TensorType]
+) -> tuple[TensorPlan, ...]:
+    """The tensors that `tensor_quantize` lists.
+
+    layers: what is planned otherwise.
+    types: what is known of the tensors of the graph.
+
+    Raises:
+        ConfigError: one of them cannot be quantized, or is asked for what it cannot have.
+    """
+    nodes = {node.name: node for node in state.graph.nodes}
+    biases = {add.name: name for name in layers if (add := bias_add(state.graph, nodes[name])) is not None}
+    plans = []
+    for asked in config.tensor_quantize:
+        with located(f"tensor_quantize, input {asked.input_index} of {asked.layer_name!r}"):
+            if asked.layer_name not in nodes:
+                gone = state.gone.get(asked.layer_name, "it is inside the body of another node")
+                raise ConfigError(f"cannot be quantized: {gone}")
+            if reason := _why_not(nodes[asked.layer_name], asked, biases, types):
+                raise ConfigError(f"cannot be quantized: {reason}")
+            plan = _plan(asked, config)
+            if plan.key in nodes:
+                raise ConfigError(f"a record would confuse it with the node {plan.key!r}; rename that node")
+            plans.append(plan)
+    return tuple(plans)
+
+
+def _plan(asked: TensorConfig, config: QuantConfig) -> TensorPlan:
+    activation = asked.activation
+    if activation.num_bits != 8:
+        raise ConfigError(f"has 8 bits, found num_bits {activation.num_bits}")
+    asymmetric = config.activation_offset if activation.asymmetric is None else activation.asymmetric
+    return TensorPlan(
+        node=asked.layer_name, index=asked.input_index, activation=replace(activation, asymmetric=asymmetric)
+    )
+
+
+def _why_not(node: Node, asked: TensorConfig, biases: Mapping[str, str], types: Mapping[str, TensorType]) -> str | None:
+    if not is_standard(node) or node.op not in _TAKEN:
+        return f"{node.op} is not an operator whose inputs are quantized by themselves; {' and '.join(_TAKEN)} are"
+    index = asked.input_index
+    if index >= _TAKEN[node.op] or not has_input(node, index):
+        return f"{node.op} has {_TAKEN[node.op]} input(s), counted from 0"
+    if is_constant(node.inputs[index]):
+        return "it is a constant"
+    if node.name in biases:
+        return f"the node holds the bias of {biases[node.name]!r}, which is quantized with it"
+    known = types.get(node.inputs[index].name)
+    if known is not None and known.elem_type not in (TensorProto.FLOAT, TensorProto.UNDEFINED):
+        kind = TensorProto.DataType.Name(known.elem_type).lower()
+        return f"it is {kind}; only float32 tensors are quantized by themselves"
+    return None
