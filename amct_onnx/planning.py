@@ -38,7 +38,6 @@ def make_plan(state: QuantState, config: QuantConfig) -> QuantPlan:
         NotAvailableError: a valid request that the engine does not carry out yet.
         ModelError: nothing is left to quantize.
     """
-    _refuse_unavailable(config)
     _check_names(state, config)
     layers: dict[str, LayerPlan] = {}
     disabled: dict[str, LayerPlan] = {}
@@ -325,11 +324,6 @@ def _disabled_by_list(config: QuantConfig) -> set[str]:
     if config.only_layers is not None:
         off |= set(config.override_layer_configs) - set(config.only_layers)
     return off
-
-
-def _refuse_unavailable(config: QuantConfig) -> None:
-    if config.joint_quant:
-        raise NotAvailableError("joint_quant is not available yet; remove it from the configuration")
 
 
 def _check_available(layer: LayerPlan) -> None:

@@ -1,16 +1,16 @@
-"""Which single input tensors are quantized: inputs of Add and MaxPool that the user lists."""
+"""Which single input tensors are quantized: inputs of Add and MaxPool that the user lists, and those of joint_quant."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 
 from onnx import TensorProto
 
 from amct_onnx.config import QuantConfig, TensorConfig
 from amct_onnx.errors import ConfigError, located
-from amct_onnx.passes.graph import Node, has_input, is_constant, is_standard
-from amct_onnx.passes.layers import bias_add
+from amct_onnx.passes.graph import Node, Tensor, has_input, is_constant, is_standard, nodes_of, producer
+from amct_onnx.passes.layers import bias_add, last_node
 from amct_onnx.passes.shapes import TensorType
 from amct_onnx.passes.state import LayerPlan, QuantState, TensorPlan
 
@@ -21,7 +21,7 @@ _TAKEN = {"Add": 2, "MaxPool": 1}
 def plan_tensors(
     state: QuantState, config: QuantConfig, layers: Mapping[str, LayerPlan], types: Mapping[str, TensorType]
 ) -> tuple[TensorPlan, ...]:
-    """The tensors that `tensor_quantize` lists.
+    """The tensors that `tensor_quantize` lists, and with `joint_quant` both inputs of every Add between two layers.
 
     layers: what is planned otherwise.
     types: what is known of the tensors of the graph.
@@ -43,7 +43,37 @@ def plan_tensors(
             if plan.key in nodes:
                 raise ConfigError(f"a record would confuse it with the node {plan.key!r}; rename that node")
             plans.append(plan)
+    if config.joint_quant:
+        plans += _joint(state, config, layers, types, {plan.node for plan in plans})
     return tuple(plans)
+
+
+def _joint(
+    state: QuantState,
+    config: QuantConfig,
+    layers: Mapping[str, LayerPlan],
+    types: Mapping[str, TensorType],
+    listed: Collection[str],
+) -> Iterator[TensorPlan]:
+    """Both inputs of every Add between two quantized layers, but for those of which an input is listed by itself."""
+    nodes = {node.name: node for node in state.graph.nodes}
+    results = {id(last_node(state.graph, nodes[name]).outputs[0]) for name in layers}
+    common = replace(config.common_config.activation, num_bits=8)
+    for add in nodes_of(state.graph, "Add"):
+        if add.name in listed or add.name in config.skip_layers:
+            continue
+        if not all(id(_behind_norm(tensor)) in results for tensor in add.inputs):
+            continue
+        asked = [TensorConfig(layer_name=add.name, input_index=index, activation=common) for index in (0, 1)]
+        plans = [replace(_plan(one, config), joint=True) for one in asked]
+        if not any(_why_not(add, one, {}, types) for one in asked) and not any(plan.key in nodes for plan in plans):
+            yield from plans
+
+
+def _behind_norm(tensor: Tensor) -> Tensor:
+    """The tensor in front of a BatchNormalization, most of which are folded into the layer in front of them."""
+    norm = producer(tensor)
+    return norm.inputs[0] if norm is not None and norm.op == "BatchNormalization" and is_standard(norm) else tensor
 
 
 def _plan(asked: TensorConfig, config: QuantConfig) -> TensorPlan:

@@ -483,19 +483,6 @@ def test_a_wish_of_the_future_does_no_harm_where_the_layer_is_skipped(small, blo
     assert list(plan.layers) == ["conv1", "head"]
 
 
-@pytest.mark.parametrize(
-    ("fields", "parts"),
-    [
-        ({"joint_quant": True}, ["joint_quant"]),
-    ],
-    ids=["joint_quant"],
-)
-def test_a_wish_for_the_whole_model_names_the_field(small, fields, parts):
-    message = refusal(small, NotAvailableError, **fields)
-    for part in (*parts, "not available"):
-        assert part in message
-
-
 # Nothing to quantize
 
 

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from copy import deepcopy
 from dataclasses import replace
 from threading import Thread
+from typing import Any
 
 import numpy as np
 
@@ -40,6 +42,7 @@ def observe(run: CalibrationRun) -> Pass:
         with ThreadPoolExecutor(available_cores()) as threads:
             for (_, _, layers), found in zip(served, threads.map(_search, served), strict=True):
                 _conclude(state, layers, found)
+        _join(state, served)
 
     return Pass(
         name="observe",
@@ -101,6 +104,25 @@ def _search(served: _Served) -> QuantParams | str:
     """What was found, or why nothing can be."""
     watch, observer, _ = served
     return why_unusable(watch) or observer.params()
+
+
+def _join(state: QuantState, served: Iterable[_Served]) -> None:
+    """Give the two inputs of a node that are to share a scale the one that fits what was seen of both."""
+    observers = {name: observer for _, observer, names in served for name in names}
+    pairs: dict[str, list[str]] = {}
+    for tensor in state.plan.tensors:
+        if tensor.joint:
+            pairs.setdefault(tensor.node, []).append(tensor.key)
+    for keys in pairs.values():
+        if failed := [key for key in keys if key in state.left_float]:
+            for key in keys:
+                state.left_float.setdefault(key, f"it was to share its scale with {failed[0]!r}, which stays float")
+            continue
+        first, second = (observers[key] for key in keys)
+        merged: Any = deepcopy(first)  # a layer may have it too
+        if second is not first:
+            merged.merge(second)
+        _conclude(state, keys, merged.params())
 
 
 def _conclude(state: QuantState, layers: Iterable[str], found: QuantParams | str) -> None:

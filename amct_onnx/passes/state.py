@@ -42,11 +42,13 @@ class TensorPlan:
 
     node, index: which input of which node.
     activation: algorithm; `asymmetric` is decided.
+    joint: it shares its scale with the other input of the node, which is planned too.
     """
 
     node: str
     index: int
     activation: Ifmr | Hfmg | QuantParams
+    joint: bool = False
 
     @property
     def key(self) -> str:
