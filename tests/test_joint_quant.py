@@ -1,10 +1,11 @@
 """joint_quant: the inputs of an Add between two quantized layers share one scale."""
 
 import numpy as np
+import onnx
 import pytest
 from graphs import model, nodes_as_text, run, sqnr
 
-from amct_onnx import Hfmg, Ifmr, LayerConfig, TensorConfig, quantize_onnx
+from amct_onnx import Hfmg, Ifmr, LayerConfig, TensorConfig, cli, quantize_onnx
 from amct_onnx.formats.record import parse_record
 
 RNG = np.random.default_rng(6)
@@ -121,3 +122,12 @@ def test_a_layer_that_reads_one_of_them_keeps_its_own_scale():
     joined, plain = (quantize_onnx(source, calibration=feeds, joint_quant=on) for on in (True, False))
     assert joined.params["c"].activation.scale == plain.params["c"].activation.scale
     assert joined.params["both:0"].activation.scale > 2 * joined.params["c"].activation.scale
+
+
+def test_the_plan_shows_tensors_and_balancing(tmp_path, capsys):
+    onnx.save(NETWORK, tmp_path / "net.onnx")
+    (tmp_path / "quant.cfg").write_text("joint_quant: true common_config { dmq_balancer { } nuq_quantize { } }")
+    cli.main(["plan", str(tmp_path / "net.onnx"), "--config", str(tmp_path / "quant.cfg")])
+    shown = capsys.readouterr().out
+    for part in ("both:0", "both:1", "one scale with", "nuq, 32", "dmq"):
+        assert part in shown
