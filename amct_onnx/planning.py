@@ -24,7 +24,7 @@ from amct_onnx.kernels.nuq import Nuq
 from amct_onnx.kernels.quant_params import QuantParams
 from amct_onnx.passes.graph import Node
 from amct_onnx.passes.layer_types import PER_CHANNEL, is_of_type, says_rank
-from amct_onnx.passes.layers import group_of, input_axis, is_depthwise, spatial_axes, why_not
+from amct_onnx.passes.layers import is_depthwise, spatial_axes, why_not, why_not_4_bits, why_not_16_bits
 from amct_onnx.passes.shapes import TensorType, infer_types
 from amct_onnx.passes.state import LayerPlan, QuantPlan, QuantState
 from amct_onnx.planning_tensors import plan_tensors
@@ -207,8 +207,8 @@ class _Request:
 
     def _activation(self) -> Ifmr | Hfmg:
         activation = self.block.activation
-        if activation.num_bits == 16 and not self._takes_16_bits():
-            self._cannot("dst_type INT16", "its activations have 8 bits")
+        if activation.num_bits == 16 and (reason := why_not_16_bits(self.node)):
+            self._cannot("dst_type INT16", f"{reason}, so its activations have 8 bits")
             return replace(activation, num_bits=8)
         return activation
 
@@ -253,21 +253,10 @@ class _Request:
             num_bits = 8
         return replace(weight, channel_wise=channel_wise, num_bits=num_bits)
 
-    def _takes_16_bits(self) -> bool:
-        return self.node.op == "Gemm" or (
-            self.node.op in ("Conv", "ConvTranspose") and spatial_axes(self.node) in (1, 2)
-        )
-
     def _why_not_4_bits(self) -> str | None:
-        """Two input channels share a byte, and every group would need bytes of its own."""
-        if self.node.op == "AveragePool":
-            return "it has no weight"
-        if self.block.activation.num_bits == 16 and self._takes_16_bits():
+        if self.block.activation.num_bits == 16 and why_not_16_bits(self.node) is None:
             return "its activations have 16"
-        if group_of(self.node) != 1:
-            return "it has groups"
-        channels = int(self.node.inputs[1].shape[input_axis(self.node)])
-        return f"its number of input channels, {channels}, is odd" if channels % 2 else None
+        return why_not_4_bits(self.node)
 
     def _can_round(self) -> bool:
         return self.node.op in ("Gemm", "MatMul") or (

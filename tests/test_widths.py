@@ -129,7 +129,9 @@ def test_16_bit_activations_lose_less(plain, wide):
 @pytest.mark.parametrize("asymmetric", [False, True])
 @pytest.mark.parametrize("make", [Ifmr, Hfmg])
 def test_either_algorithm_finds_16_bit_scales(make, asymmetric):
-    source = model("g (float[4, 8] x) => (float[4, 5] y) { [fc] y = Gemm (x, w) }", {"w": normal(8, 5)})
+    source = model(
+        "g (float[4, 8] x) => (float[4, 5] y) { [fc] y = Gemm (x, w, b) }", {"w": normal(8, 5), "b": normal(5)}
+    )
     feeds = [{"x": np.abs(normal(4, 8)) if asymmetric else normal(4, 8)} for _ in range(50)]
     activation = make(num_bits=16, asymmetric=asymmetric)
     result = quantize_onnx(source, calibration=feeds, common_config=LayerConfig(activation=activation))
@@ -144,6 +146,13 @@ def test_either_algorithm_finds_16_bit_scales(make, asymmetric):
 def test_an_override_that_asks_for_16_bits_in_vain_is_an_error(layer):
     with pytest.raises(ConfigError, match=f"layer '{layer}': dst_type INT16 is not possible"):
         quantized(LayerConfig(), override_layer_configs={layer: WIDE})
+
+
+def test_a_gemm_without_a_bias_keeps_8_bits():
+    source = model("g (float[4, 8] x) => (float[4, 5] y) { [fc] y = Gemm (x, w) }", {"w": normal(8, 5)})
+    result = quantize_onnx(source, calibration=[{"x": normal(4, 8)}], common_config=WIDE)
+    assert result.params["fc"].activation.num_bits == 8
+    assert "it has no bias, so its activations have 8 bits" in result.plan.notes["fc"][0]
 
 
 # 4-bit weights

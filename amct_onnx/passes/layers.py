@@ -129,6 +129,26 @@ def last_node(graph: Graph, node: Node) -> Node:
     return bias_add(graph, node) or node
 
 
+def why_not_16_bits(node: Node) -> str | None:
+    """Why the activations of a layer cannot have 16 bits, or None where they can."""
+    if node.op == "Gemm":
+        return None if has_input(node, 2) else "it has no bias"
+    axes = spatial_axes(node)
+    if node.op not in ("Conv", "ConvTranspose") or axes not in (1, 2):
+        return "only 1-D and 2-D Conv and ConvTranspose, and Gemm with a bias, take 16"
+    return None
+
+
+def why_not_4_bits(node: Node) -> str | None:
+    """Why a layer's weight cannot have 4 bits. Two input channels share a byte, and groups would need bytes apart."""
+    if not has_weight(node):
+        return "it has no weight"
+    if group_of(node) != 1:
+        return "it has groups"
+    channels = int(node.inputs[1].shape[input_axis(node)])
+    return f"its number of input channels, {channels}, is odd" if channels % 2 else None
+
+
 def why_not(node: Node) -> str | None:
     """Why a node cannot be quantized, as a sentence, or None where it can."""
     if not is_standard(node):
