@@ -24,10 +24,22 @@ from amct_onnx.kernels.nuq import Nuq
 from amct_onnx.kernels.quant_params import QuantParams
 from amct_onnx.passes.graph import Node
 from amct_onnx.passes.layer_types import PER_CHANNEL, is_of_type, says_rank
-from amct_onnx.passes.layers import is_depthwise, spatial_axes, why_not, why_not_4_bits, why_not_16_bits
+from amct_onnx.passes.layers import (
+    has_weight,
+    is_depthwise,
+    is_product,
+    spatial_axes,
+    why_not,
+    why_not_4_bits,
+    why_not_16_bits,
+)
 from amct_onnx.passes.shapes import TensorType, infer_types
-from amct_onnx.passes.state import LayerPlan, QuantPlan, QuantState
+from amct_onnx.passes.state import LayerPlan, QuantPlan, QuantState, TensorPlan
 from amct_onnx.planning_tensors import plan_tensors
+
+_NOT_ASKED = (
+    "both of its inputs are computed at run time; such a MatMul is quantized only where override_layer_configs names it"
+)
 
 
 def make_plan(state: QuantState, config: QuantConfig) -> QuantPlan:
@@ -50,6 +62,9 @@ def make_plan(state: QuantState, config: QuantConfig) -> QuantPlan:
             skipped[node.name] = reason
             if node.name in config.override_layer_configs and node.name not in _disabled_by_list(config):
                 raise ConfigError(f"override_layer_configs names {node.name!r}, which cannot be quantized: {reason}")
+            continue
+        if is_product(node) and node.name not in config.override_layer_configs:
+            skipped[node.name] = _NOT_ASKED
             continue
         decided = _Request.of(node, wishes).decide()
         if reason := _why_disabled(node, config):
@@ -85,7 +100,8 @@ class GivenLayer:
     """The scales of a layer, where they need not be found.
 
     activation: of its input, per tensor.
-    weight: of its weight, per tensor or along axis 0 of `channels_first`; None for a layer without one.
+    weight: of its weight, per tensor or along axis 0 of `channels_first`, or of its second input where that is an
+        activation; None for a layer without either.
     """
 
     activation: QuantParams
@@ -98,6 +114,7 @@ def plan_given(
     reasons: Mapping[str, str],
     otherwise: str,
     *,
+    tensors: tuple[TensorPlan, ...] = (),
     wide_fusion: bool = False,
     skip_fusion: frozenset[str] = frozenset(),
     do_fusion: bool = True,
@@ -109,6 +126,7 @@ def plan_given(
         given: layer -> its scales; each of them can be quantized.
         reasons: node -> why it stays float, where there is more to say than `otherwise`.
         otherwise: why a layer that could be quantized stays float.
+        tensors: what is quantized by itself, with its scale.
         wide_fusion: fold BatchNormalization behind ConvTranspose, Gemm and MatMul too.
         skip_fusion: layers whose BatchNormalization is not folded.
         do_fusion: fold BatchNormalization at all.
@@ -125,7 +143,12 @@ def plan_given(
             skipped[node.name] = why_not_layer(node, types) or reasons.get(node.name, otherwise)
     _skip_bodies(state, skipped, layers)
     return QuantPlan(
-        layers=layers, skipped=skipped, wide_fusion=wide_fusion, skip_fusion=skip_fusion, do_fusion=do_fusion
+        layers=layers,
+        tensors=tensors,
+        skipped=skipped,
+        wide_fusion=wide_fusion,
+        skip_fusion=skip_fusion,
+        do_fusion=do_fusion,
     )
 
 
@@ -214,7 +237,7 @@ class _Request:
 
     def _asymmetric(self) -> bool:
         own, common = self.block.activation, self.config.common_config.activation
-        if self.node.op == "Conv" and spatial_axes(self.node) == 3:
+        if is_product(self.node) or (self.node.op == "Conv" and spatial_axes(self.node) == 3):
             if own.asymmetric:
                 self._cannot("asymmetric: true", "its activations are symmetric")
             return False
@@ -259,7 +282,7 @@ class _Request:
         return why_not_4_bits(self.node)
 
     def _can_round(self) -> bool:
-        return self.node.op in ("Gemm", "MatMul") or (
+        return (has_weight(self.node) and self.node.op in ("Gemm", "MatMul")) or (
             self.node.op in ("Conv", "ConvTranspose") and spatial_axes(self.node) == 2
         )
 
@@ -275,7 +298,7 @@ class _Request:
         return asked.nuq if self.node.name in self.wishes.compressible and self._can_be_non_uniform() else None
 
     def _balancer(self) -> Dmq | None:
-        if self.block.balancer is not None and self.node.op == "AveragePool":
+        if self.block.balancer is not None and not has_weight(self.node):
             self._cannot("dmq_balancer", "it has no weight to balance with")
             return None
         return self.block.balancer
@@ -287,13 +310,17 @@ def why_not_layer(node: Node, types: dict[str, TensorType]) -> str | None:
 
 
 def _why_not_type(node: Node, types: dict[str, TensorType]) -> str | None:
-    """Layers without weights tell their element type by their input only."""
-    if node.op != "AveragePool" or node.inputs[0].name not in types:
+    """Layers without weights tell element type and rank by their inputs only."""
+    if has_weight(node):
         return None
-    found = types[node.inputs[0].name].elem_type
-    if found in (TensorProto.FLOAT, TensorProto.UNDEFINED):
-        return None
-    return f"its input is {TensorProto.DataType.Name(found).lower()}; only float32 pooling is quantized"
+    for known in [types[tensor.name] for tensor in node.inputs if tensor.name in types]:
+        if known.elem_type not in (TensorProto.FLOAT, TensorProto.UNDEFINED):
+            only = "pooling is" if node.op == "AveragePool" else "products of two activations are"
+            found = TensorProto.DataType.Name(known.elem_type).lower()
+            return f"its input is {found}; only float32 {only} quantized"
+        if is_product(node) and known.shape is not None and len(known.shape) < 2:
+            return "one of its inputs has less than 2 axes; Ascend multiplies matrices"
+    return None
 
 
 def _why_disabled(node: Node, config: QuantConfig) -> str | None:

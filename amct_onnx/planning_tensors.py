@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
 
 from onnx import TensorProto
@@ -30,14 +30,14 @@ def plan_tensors(
         ConfigError: one of them cannot be quantized, or is asked for what it cannot have.
     """
     nodes = {node.name: node for node in state.graph.nodes}
-    biases = {add.name: name for name in layers if (add := bias_add(state.graph, nodes[name])) is not None}
+    biases = bias_holders(state, layers)
     plans = []
     for asked in config.tensor_quantize:
         with located(f"tensor_quantize, input {asked.input_index} of {asked.layer_name!r}"):
             if asked.layer_name not in nodes:
                 gone = state.gone.get(asked.layer_name, "it is inside the body of another node")
                 raise ConfigError(f"cannot be quantized: {gone}")
-            if reason := _why_not(nodes[asked.layer_name], asked, biases, types):
+            if reason := why_not_tensor(nodes[asked.layer_name], asked.input_index, biases, types):
                 raise ConfigError(f"cannot be quantized: {reason}")
             plan = _plan(asked, config)
             if plan.key in nodes:
@@ -66,8 +66,14 @@ def _joint(
             continue
         asked = [TensorConfig(layer_name=add.name, input_index=index, activation=common) for index in (0, 1)]
         plans = [replace(_plan(one, config), joint=True) for one in asked]
-        if not any(_why_not(add, one, {}, types) for one in asked) and not any(plan.key in nodes for plan in plans):
+        if not any(why_not_tensor(add, p.index, {}, types) or p.key in nodes for p in plans):
             yield from plans
+
+
+def bias_holders(state: QuantState, layers: Iterable[str]) -> dict[str, str]:
+    """Add -> the layer, one of `layers`, whose bias it holds."""
+    nodes = {node.name: node for node in state.graph.nodes}
+    return {add.name: name for name in layers if (add := bias_add(state.graph, nodes[name])) is not None}
 
 
 def _behind_norm(tensor: Tensor) -> Tensor:
@@ -86,10 +92,14 @@ def _plan(asked: TensorConfig, config: QuantConfig) -> TensorPlan:
     )
 
 
-def _why_not(node: Node, asked: TensorConfig, biases: Mapping[str, str], types: Mapping[str, TensorType]) -> str | None:
+def why_not_tensor(node: Node, index: int, biases: Mapping[str, str], types: Mapping[str, TensorType]) -> str | None:
+    """Why an input of a node cannot be quantized by itself, or None where it can.
+
+    biases: Add -> the layer that takes its bias with it, see `bias_holders`.
+    types: of the tensors of the graph.
+    """
     if not is_standard(node) or node.op not in _TAKEN:
         return f"{node.op} is not an operator whose inputs are quantized by themselves; {' and '.join(_TAKEN)} are"
-    index = asked.input_index
     if index >= _TAKEN[node.op] or not has_input(node, index):
         return f"{node.op} has {_TAKEN[node.op]} input(s), counted from 0"
     if is_constant(node.inputs[index]):

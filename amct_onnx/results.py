@@ -22,7 +22,6 @@ from amct_onnx.formats.record import LayerRecord, format_record
 from amct_onnx.kernels.quant_params import QuantParams
 from amct_onnx.passes.convert_opset import LOWEST_QDQ, with_qdq_opset
 from amct_onnx.passes.graph import Array, Graph
-from amct_onnx.passes.layers import has_weight
 from amct_onnx.passes.manager import run_passes
 from amct_onnx.passes.pipelines import DEPLOY, FAKE_QUANT, QDQ
 from amct_onnx.passes.session import open_session
@@ -54,7 +53,8 @@ class LayerParams:
     """What was found for one layer.
 
     activation: scale and offset of its input, per tensor.
-    weight: scale of its weight, [] or [Cout]; None for a layer without one.
+    weight: scale of its weight, [] or [Cout], or of its second input where that is an activation; None for a layer
+        without either.
     balance: what the weight was multiplied by for each input channel, [Cin]; None where it was not balanced.
     """
 
@@ -176,8 +176,7 @@ def _rewritten(state: QuantState, passes: tuple[Pass, ...]) -> LightModel:
 
 
 def _records(state: QuantState) -> dict[str, LayerRecord]:
-    nodes = {node.name: node for node in state.graph.nodes}
-    records = {layer.name: _record(state, layer, has_weight(nodes[layer.name])) for layer in state.layers()}
+    records = {layer.name: _record(state, layer) for layer in state.layers()}
     for tensor in state.tensors():
         params = state.activations[tensor.key]
         records[tensor.key] = LayerRecord(
@@ -189,9 +188,9 @@ def _records(state: QuantState) -> dict[str, LayerRecord]:
     return records
 
 
-def _record(state: QuantState, layer: LayerPlan, weighted: bool) -> LayerRecord:
-    activation = state.activations[layer.name]
-    scales = state.weights[layer.name].scale.ravel() if weighted else np.ones(1, np.float32)
+def _record(state: QuantState, layer: LayerPlan) -> LayerRecord:
+    activation, weight = state.activations[layer.name], state.weights.get(layer.name)
+    scales = np.ones(1, np.float32) if weight is None else weight.scale.ravel()
     return LayerRecord(
         scale_d=float(activation.scale),
         offset_d=int(activation.offset),
@@ -200,7 +199,7 @@ def _record(state: QuantState, layer: LayerPlan, weighted: bool) -> LayerRecord:
         tensor_balance_factor=tuple(float(f) for f in state.balances.get(layer.name, ())),
         act_type=f"INT{activation.num_bits}",
         cluster=tuple(int(centre) for centre in state.clusters.get(layer.name, ())),
-        wts_type=f"INT{state.weights[layer.name].num_bits}" if weighted else None,
+        wts_type=None if weight is None else f"INT{weight.num_bits}",
     )
 
 

@@ -235,6 +235,18 @@ def test_float16_layers_are_taken(converted, tmp_path):
         ('record { key: "fc" value { skip_fusion: true } }', "no record has factors"),
         ('record { key: "fc" value { scale_w: 1 offset_w: 0 } }', r"record of 'fc': scale_d and offset_d are missing"),
         ("", "empty"),
+        (entry("pool", extra='act_type: "INT16"'), "act_type INT16 is not possible for AveragePool: only 1-D and 2-D"),
+        (entry("fc", 0.02, extra='wts_type: "INT4"'), "wts_type INT4 is not possible for Gemm: its number of input"),
+        (
+            entry("conv", 0.02, extra='wts_type: "INT4" act_type: "INT16"'),
+            "wts_type INT4 is not possible for Conv: its activations have 16",
+        ),
+        (entry("fc:0"), "record of 'fc:0': input 0 of 'fc' cannot be quantized: Gemm is not an operator whose inputs"),
+        (entry("fc:x"), "record of 'fc:x': the model has no node of that name"),
+        (
+            entry("fc", 0.02, extra="is_tensor_quantize: true"),
+            "record of 'fc': is_tensor_quantize is true, but the key",
+        ),
     ],
 )
 def test_what_does_not_fit_is_one_error_that_names_file_and_layer(converted, text, message, tmp_path):
@@ -250,10 +262,7 @@ def test_what_does_not_fit_is_one_error_that_names_file_and_layer(converted, tex
         (entry("fc", 0.02, extra="shift_bit: 3"), "shift_bit other than 0"),
         (entry("fc", 0.02, extra="tensor_balance_factor: 2"), r"tensor_balance_factor \(DMQ\)"),
         (entry("fc", 0.02, extra='dst_type: "INT4"'), "dst_type INT4"),
-        (entry("fc", 0.02, extra='act_type: "INT16"'), "act_type INT16"),
-        (entry("fc", 0.02, extra='wts_type: "INT4"'), "wts_type INT4"),
-        (entry("fc:0", extra="is_tensor_quantize: true"), "quantization of one tensor"),
-        (entry("fc:0"), "quantization of one tensor"),
+        (entry("fc", 0.02, extra='act_type: "INT4"'), "act_type INT4"),
         (entry("fc", 0.02, extra="scale_h: 1 offset_h: 0"), r"scale_h or scale_r \(LSTM, GRU\)"),
         (entry("fc", 0.02, extra="cluster: 1 " * 16), r"cluster \(NUQ\)"),
         ('record { key: "fc" kv_cache_value { scale: 1 offset: 0 } }', "kv_cache_value"),

@@ -25,3 +25,12 @@ def packed(levels: NDArray[np.signedinteger[Any]], *, axis: int) -> NDArray[np.i
     halves = np.moveaxis(levels, axis, 0).astype(np.uint8) & np.uint8(0xF)
     pairs = halves[0::2] | (halves[1::2] << np.uint8(4))
     return np.ascontiguousarray(np.moveaxis(pairs, 0, axis)).view(np.int8)
+
+
+def unpacked(pairs: NDArray[np.int8], *, axis: int) -> NDArray[np.int8]:
+    """The inverse of `packed`: integers in [-8, 7], twice as many along `axis`."""
+    rows = np.moveaxis(pairs, axis, 0)
+    levels = np.empty((2 * len(rows), *rows.shape[1:]), np.int8)
+    levels[0::2] = (rows << np.int8(4)) >> np.int8(4)  # shifting back copies the sign
+    levels[1::2] = rows >> np.int8(4)
+    return np.ascontiguousarray(np.moveaxis(levels, 0, axis))

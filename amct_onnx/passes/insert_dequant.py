@@ -47,7 +47,7 @@ def _run(state: QuantState) -> None:
 def scale_of(state: QuantState, node: Node) -> np.ndarray[tuple[int], np.dtype[np.float32]]:
     """The dequantization scale of a layer, float32 [1] or [Cout]; the weight scale of a pooling is 1."""
     activation = state.activations[node.name].scale
-    weight = state.weights[node.name].scale if has_weight(node) else np.float32(1.0)
+    weight = state.weights[node.name].scale if node.name in state.weights else np.float32(1.0)
     return dequant_scale(activation, weight)
 
 

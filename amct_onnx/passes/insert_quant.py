@@ -11,6 +11,7 @@ import numpy as np
 from amct_onnx.kernels.quant_params import QuantParams
 from amct_onnx.passes.graph import Graph, Node, Tensor, set_input, unique_name
 from amct_onnx.passes.invariants import ACTIVATIONS_KNOWN, PLANNED, STANDARD_ONLY
+from amct_onnx.passes.layers import is_product
 from amct_onnx.passes.state import Pass, QuantState
 
 
@@ -20,6 +21,9 @@ def _run(state: QuantState) -> None:
     for layer in state.layers():
         node, params = nodes[layer.name], state.activations[layer.name]
         set_input(node, 0, _quantized(state.graph, node, 0, layer.name, params, names))
+        if is_product(node):
+            prefix, second = f"{layer.name}.input1", state.weights[layer.name]
+            set_input(node, 1, _quantized(state.graph, node, 1, prefix, second, names))
     for tensor in state.tensors():
         node, params = nodes[tensor.node], state.activations[tensor.key]
         prefix = f"{tensor.node}.input{tensor.index}"

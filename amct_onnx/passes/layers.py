@@ -24,7 +24,12 @@ from amct_onnx.passes.layer_types import QUANTIZABLE
 
 def has_weight(node: Node) -> bool:
     """Whether this kind of layer has a weight, at input 1."""
-    return node.op != "AveragePool"
+    return node.op != "AveragePool" and not is_product(node)
+
+
+def is_product(node: Node) -> bool:
+    """Whether the node is a MatMul of two activations: neither input is an initializer."""
+    return node.op == "MatMul" and not any(is_constant(tensor) for tensor in node.inputs)
 
 
 def weight_of(node: Node) -> Array:
@@ -218,8 +223,8 @@ def _why_not_gemm(node: Node) -> str | None:
 
 
 def _why_not_matmul(node: Node) -> str | None:
-    if not any(is_constant(tensor) for tensor in node.inputs):
-        return "both of its inputs are computed at run time; only a MatMul with a constant weight is quantized"
+    if is_product(node):
+        return None
     if reason := _why_not_weight(node):
         return reason
     if len(node.inputs[1].shape) != 2:

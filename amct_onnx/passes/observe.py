@@ -22,7 +22,7 @@ from amct_onnx.kernels.quant_params import QuantParams, round_to_fp16
 from amct_onnx.passes.calibration import CalibrationRun, Sizes, why_unusable
 from amct_onnx.passes.graph import set_input
 from amct_onnx.passes.invariants import ACTIVATIONS_KNOWN, PLANNED, STANDARD_ONLY, WEIGHTS_KNOWN
-from amct_onnx.passes.layers import has_weight
+from amct_onnx.passes.layers import has_weight, is_product
 from amct_onnx.passes.observation import Feed, Watch
 from amct_onnx.passes.quantize_weights import fake_quantized
 from amct_onnx.passes.resources import available_cores
@@ -40,8 +40,8 @@ def observe(run: CalibrationRun) -> Pass:
         run.show(model, watches)
         del model
         with ThreadPoolExecutor(available_cores()) as threads:
-            for (_, _, layers), found in zip(served, threads.map(_search, served), strict=True):
-                _conclude(state, layers, found)
+            for (_, _, places), found in zip(served, threads.map(_search, served), strict=True):
+                _conclude(state, places, found)
         _join(state, served)
 
     return Pass(
@@ -60,7 +60,10 @@ def warm_up_beside(plan: QuantPlan) -> None:
 
 
 _Range = IfmrObserver | HfmgObserver
-_Served = tuple[Watch, _Range, list[str]]
+_Place = tuple[str, bool]
+"""A layer or a tensor that is planned by itself; whether it is the second input of the layer."""
+
+_Served = tuple[Watch, _Range, list[_Place]]
 
 
 def _layers_by_watch(state: QuantState, first: Feed) -> list[_Served]:
@@ -68,16 +71,22 @@ def _layers_by_watch(state: QuantState, first: Feed) -> list[_Served]:
     nodes = {node.name: node for node in state.graph.nodes}
     sizes = Sizes(state, first)
     found: dict[tuple[str, Ifmr | Hfmg | QuantParams], _Served] = {}
-    wanted = [(layer.name, nodes[layer.name].inputs[0].name, layer.activation) for layer in state.layers()]
-    wanted += [(own.key, nodes[own.node].inputs[own.index].name, own.activation) for own in state.tensors()]
-    for name, tensor, activation in wanted:
+    wanted: list[tuple[_Place, str, Ifmr | Hfmg | QuantParams]] = []
+    for layer in state.layers():
+        node = nodes[layer.name]
+        wanted.append(((layer.name, False), node.inputs[0].name, layer.activation))
+        if is_product(node):
+            wanted.append(((layer.name, True), node.inputs[1].name, layer.activation))
+    for own in state.tensors():
+        wanted.append(((own.key, False), nodes[own.node].inputs[own.index].name, own.activation))
+    for place, tensor, activation in wanted:
         key = (tensor, activation)
         if key not in found:
             observer = _observer_for(activation)
             in_order = isinstance(activation, Hfmg)
             watch = Watch(tensor=tensor, observer=observer, in_order=in_order, size=sizes.of(tensor))
             found[key] = (watch, observer, [])
-        found[key][2].append(name)
+        found[key][2].append(place)
     return list(found.values())
 
 
@@ -108,7 +117,7 @@ def _search(served: _Served) -> QuantParams | str:
 
 def _join(state: QuantState, served: Iterable[_Served]) -> None:
     """Give the two inputs of a node that are to share a scale the one that fits what was seen of both."""
-    observers = {name: observer for _, observer, names in served for name in names}
+    observers = {name: observer for _, observer, places in served for name, _ in places}
     pairs: dict[str, list[str]] = {}
     for tensor in state.plan.tensors:
         if tensor.joint:
@@ -122,15 +131,16 @@ def _join(state: QuantState, served: Iterable[_Served]) -> None:
         merged: Any = deepcopy(first)  # a layer may have it too
         if second is not first:
             merged.merge(second)
-        _conclude(state, keys, merged.params())
+        _conclude(state, [(key, False) for key in keys], merged.params())
 
 
-def _conclude(state: QuantState, layers: Iterable[str], found: QuantParams | str) -> None:
+def _conclude(state: QuantState, places: Iterable[_Place], found: QuantParams | str) -> None:
     """Write the parameters into the table, or leave the layers float where there are none."""
-    for layer in layers:
+    for name, is_second in places:
         if isinstance(found, str):
-            state.left_float[layer] = found
-        elif state.plan.fp16_scales:
-            state.activations[layer] = replace(found, scale=np.asarray(round_to_fp16(found.scale), np.float32))
-        else:
-            state.activations[layer] = found
+            state.left_float[name] = found
+            continue
+        kept = found
+        if state.plan.fp16_scales:
+            kept = replace(found, scale=np.asarray(round_to_fp16(found.scale), np.float32))
+        (state.weights if is_second else state.activations)[name] = kept

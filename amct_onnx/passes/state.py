@@ -23,9 +23,10 @@ class LayerPlan:
     """The decision for one layer.
 
     name, op_type: the node.
-    activation: algorithm for input 0, with `asymmetric` decided; or what it would find, where that is given.
-    weight: algorithm for the weight, with `channel_wise` decided; or what it would find. AveragePool has no weight and
-        ignores it.
+    activation: algorithm for input 0, with `asymmetric` decided; or what it would find, where that is given. It is also
+        for input 1 where that is an activation.
+    weight: algorithm for the weight, with `channel_wise` decided; or what it would find. A layer without a weight
+        ignores it; where input 1 is an activation, it holds what is given for that.
     balancer: moves outliers from the input to the weight; None for no balancing.
     """
 
@@ -95,7 +96,8 @@ class QuantState:
     gone: nodes that passes took out of the graph -> the reason.
     remarks: nodes that stayed -> why a pass that looked at them left them.
     balances: layer -> what its weight was multiplied by and its input divided by, [Cin].
-    activations, weights: layer, or key of a tensor -> parameters of its input and of its weight.
+    activations: layer, or key of a tensor that is quantized by itself -> parameters of its input.
+    weights: layer -> parameters of its weight, or of the second input where it multiplies two activations.
     clusters: layer -> the integers that NUQ leaves to its weight, int8, ascending.
     left_float: planned layers and tensors that turned out not to be quantizable -> the reason.
     """
