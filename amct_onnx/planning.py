@@ -102,10 +102,16 @@ class GivenLayer:
     activation: of its input, per tensor.
     weight: of its weight, per tensor or along axis 0 of `channels_first`, or of its second input where that is an
         activation; None for a layer without either.
+    factors: what its weight is multiplied by and its input divided by, [Cin]; empty for no balancing.
+    cluster: the integers that are left to its weight; empty for all.
+    is_cut: its dequantization scale is cut to 19 bits.
     """
 
     activation: QuantParams
     weight: QuantParams | None
+    factors: tuple[float, ...] = ()
+    cluster: tuple[int, ...] = ()
+    is_cut: bool = False
 
 
 def plan_given(
@@ -138,7 +144,14 @@ def plan_given(
         if node.name in given:
             scales = given[node.name]
             weight = scales.weight or Arq(channel_wise=False)
-            layers[node.name] = LayerPlan(name=node.name, op_type=node.op, activation=scales.activation, weight=weight)
+            layers[node.name] = LayerPlan(
+                name=node.name,
+                op_type=node.op,
+                activation=scales.activation,
+                weight=weight,
+                balancer=scales.factors or None,
+                cluster=scales.cluster,
+            )
         else:
             skipped[node.name] = why_not_layer(node, types) or reasons.get(node.name, otherwise)
     _skip_bodies(state, skipped, layers)
@@ -149,6 +162,7 @@ def plan_given(
         wide_fusion=wide_fusion,
         skip_fusion=skip_fusion,
         do_fusion=do_fusion,
+        cut_scales=frozenset(name for name, scales in given.items() if scales.is_cut),
     )
 
 

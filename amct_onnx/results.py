@@ -200,6 +200,7 @@ def _record(state: QuantState, layer: LayerPlan) -> LayerRecord:
         act_type=f"INT{activation.num_bits}",
         cluster=tuple(int(centre) for centre in state.clusters.get(layer.name, ())),
         wts_type=None if weight is None else f"INT{weight.num_bits}",
+        fakequant_precision_mode="FORCE_FP16_QUANT" if layer.name in state.plan.cut_scales else None,
     )
 
 
@@ -212,6 +213,7 @@ def json_layers(plan: QuantPlan) -> dict[str, tuple[bool, LayerConfig]]:
 def _config_of(layer: LayerPlan) -> LayerConfig:
     assert not isinstance(layer.activation, QuantParams), "a given scale is no configuration"
     assert not isinstance(layer.weight, QuantParams), "a given scale is no configuration"
+    assert not isinstance(layer.balancer, tuple), "given factors are no configuration"
     return LayerConfig(activation=layer.activation, weight=layer.weight, balancer=layer.balancer)
 
 

@@ -261,6 +261,9 @@ class _Run:
 
         return self.apply(x, move)
 
+    def Mul(self, node, a, x, y):
+        return x * y
+
     def Relu(self, node, a, x):
         return x if node.name in self.skipped else np.maximum(x, x.dtype.type(0))
 

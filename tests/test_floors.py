@@ -16,7 +16,7 @@ FLOORS = [
     ["formats"],
     ["planning_tensors"],
     ["deploy", "planning", "report"],
-    ["prepare", "results"],
+    ["given", "prepare", "results"],
     ["convert", "quantize"],
     ["cli"],
     ["__init__", "__main__"],

@@ -10,10 +10,12 @@ from naive_deploy import run_deploy
 
 from amct_onnx import (
     Arq,
+    Dmq,
     Hfmg,
     Ifmr,
     LayerConfig,
     NotAvailableError,
+    Nuq,
     TensorConfig,
     convert_model,
     import_qdq,
@@ -70,6 +72,8 @@ FORMS = {
         ]
     },
     "joint scales": {"joint_quant": True},
+    "balanced layers": {"common_config": LayerConfig(balancer=Dmq()), "balance_batches": 1},
+    "few integers": {"common_config": LayerConfig(weight=Nuq(num_steps=16))},
     "products": {"override_layer_configs": {"product": LayerConfig()}},
 }
 FILES = ("deploy_model.onnx", "fake_quant_model.onnx", "record.txt")
@@ -97,6 +101,8 @@ def test_the_form_is_there(made):
         "6-bit weights": result.params["side"].weight.num_bits == 6,
         "single tensors": ops.count("AscendAntiQuant") == 2,
         "joint scales": ops.count("AscendAntiQuant") == 2,
+        "balanced layers": ops.count("Mul") == 4,
+        "few integers": len(np.unique(initializers(onnx.load(folder / "a_deploy_model.onnx"))["w"])) <= 16,
         "products": ops.count("AscendDequant") == 5,
     }
     assert counts[form]

@@ -83,6 +83,12 @@ def output_channels(node: Node) -> int:
     return int(shape[1]) * (group_of(node) if node.op == "ConvTranspose" else 1)
 
 
+def input_channels(node: Node) -> int:
+    """Cin of a layer with a weight."""
+    shape = node.inputs[1].shape
+    return int(shape[1]) * group_of(node) if node.op == "Conv" else int(shape[0])
+
+
 def input_axis(node: Node) -> int:
     """The axis of a layer's weight that its input channels are on."""
     return 1 if node.op == "Conv" else 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from amct_onnx.passes.balance import balance
+from amct_onnx.passes.balance import BALANCE_GIVEN, balance
 from amct_onnx.passes.calibration import CalibrationRun
 from amct_onnx.passes.drop_unreached import DROP_UNREACHED
 from amct_onnx.passes.fit_biases import CHECK_BIASES, FIT_BIASES
@@ -54,7 +54,7 @@ def calibrate(run: CalibrationRun) -> tuple[Pass, ...]:
     )
 
 
-GIVEN: tuple[Pass, ...] = (TAKE_GIVEN, CHECK_BIASES)
+GIVEN: tuple[Pass, ...] = (BALANCE_GIVEN, TAKE_GIVEN, CHECK_BIASES)
 """Fills in the parameters that the plan knows: takes the place of calibration."""
 
 INTEGER: tuple[Pass, ...] = (

@@ -27,14 +27,16 @@ class LayerPlan:
         for input 1 where that is an activation.
     weight: algorithm for the weight, with `channel_wise` decided; or what it would find. A layer without a weight
         ignores it; where input 1 is an activation, it holds what is given for that.
-    balancer: moves outliers from the input to the weight; None for no balancing.
+    balancer: moves outliers from the input to the weight; or its factors, where they are given; None for no balancing.
+    cluster: the integers that are left to the weight, where they are given; else empty.
     """
 
     name: str
     op_type: str
     activation: Ifmr | Hfmg | QuantParams
     weight: Arq | AdaRound | Nuq | QuantParams
-    balancer: Dmq | None = None
+    balancer: Dmq | tuple[float, ...] | None = None
+    cluster: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,6 +73,7 @@ class QuantPlan:
     balance_batches: batches that balancing looks at; None for all.
     fold_balancers: balancing leaves no Mul where it can be folded into what produces the input.
     fp16_scales: activation scales are rounded to what fp16 holds.
+    cut_scales: layers whose dequantization scale is cut to 19 bits.
     """
 
     layers: Mapping[str, LayerPlan] = field(default_factory=dict)
@@ -85,6 +88,7 @@ class QuantPlan:
     balance_batches: int | None = None
     fold_balancers: bool = False
     fp16_scales: bool = False
+    cut_scales: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

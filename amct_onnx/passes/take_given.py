@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from amct_onnx.kernels.quant_params import QuantParams
 from amct_onnx.passes.invariants import ACTIVATIONS_KNOWN, PLANNED, UNSHARED, WEIGHTS_KNOWN
 from amct_onnx.passes.layers import has_weight, is_product
@@ -20,6 +22,8 @@ def _run(state: QuantState) -> None:
         if has_weight(node) or is_product(node):
             assert isinstance(layer.weight, QuantParams), "the plan gives every scale"
             state.weights[layer.name] = layer.weight
+        if layer.cluster:
+            state.clusters[layer.name] = np.array(sorted(layer.cluster), np.int8)
     for tensor in state.tensors():
         assert isinstance(tensor.activation, QuantParams), "the plan gives every scale"
         state.activations[tensor.key] = tensor.activation
