@@ -39,10 +39,10 @@ def given_layers(state: QuantState, records: Mapping[str, LayerRecord]) -> dict[
         with located(f"record of {name!r}"):
             _refuse_unavailable(record)
             node = nodes.get(name)
-            if node is None and _tensor_of(name, nodes) is not None:
+            if (node is None or record.is_tensor_quantize) and _tensor_of(name, nodes) is not None:
                 continue
             if record.is_tensor_quantize:
-                raise RecordError("is_tensor_quantize is true, but the key does not end in the number of an input")
+                raise RecordError('is_tensor_quantize is true, but the key is no "<node>:<input>" of this model')
             if node is None:
                 raise RecordError(_why_unknown(state, name))
             if record.has_factors:
@@ -66,7 +66,8 @@ def given_tensors(
     biases = bias_holders(state, layers)
     found = []
     for name, record in records.items():
-        place = None if name in nodes else _tensor_of(name, nodes)
+        is_tensor = record.is_tensor_quantize or name not in nodes
+        place = _tensor_of(name, nodes) if is_tensor else None
         if place is None or not record.has_factors:
             continue
         with located(f"record of {name!r}"):
@@ -81,9 +82,9 @@ def given_tensors(
 
 
 def _tensor_of(key: str, nodes: Mapping[str, Node]) -> tuple[Node, int] | None:
-    """The node and the number of its input that a key "<node>:<input>" names."""
+    """The node and the number of its input that a key "<node>:<input>" names; no operator that is taken has more."""
     name, _, index = key.rpartition(":")
-    return (nodes[name], int(index)) if name in nodes and index.isascii() and index.isdigit() else None
+    return (nodes[name], int(index)) if name in nodes and index in ("0", "1") else None
 
 
 def _refuse_unavailable(record: LayerRecord) -> None:

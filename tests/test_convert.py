@@ -268,7 +268,7 @@ def test_float16_layers_are_taken(converted, tmp_path):
         (entry("fc:x"), "record of 'fc:x': the model has no node of that name"),
         (
             entry("fc", 0.02, extra="is_tensor_quantize: true"),
-            "record of 'fc': is_tensor_quantize is true, but the key",
+            "record of 'fc': is_tensor_quantize is true, but the key is no",
         ),
     ],
 )

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from graphs import model, nodes_as_text, run, sqnr
 
-from amct_onnx import ConfigError, Hfmg, Ifmr, LayerConfig, QuantConfig, TensorConfig, quantize_onnx
+from amct_onnx import ConfigError, Hfmg, Ifmr, LayerConfig, QuantConfig, TensorConfig, convert_model, quantize_onnx
 from amct_onnx.formats.record import parse_record
 
 RNG = np.random.default_rng(2)
@@ -198,3 +198,21 @@ def test_amct_files_name_the_tensor(tmp_path):
         quantize_onnx(NETWORK, path, calibration=FEEDS).record
         == quantize_onnx(NETWORK, config, calibration=FEEDS).record
     )
+
+
+def test_a_record_says_which_it_means_where_a_node_is_named_like_a_tensor(tmp_path):
+    source = model(
+        """
+        g (float[2, 4] x) => (float[2, 4] y, float[2, 3] z) { [add] y = Add (x, x) [fc] z = Gemm (x, w) }
+        """,
+        {"w": normal(4, 3)},
+    )
+    source.graph.node[1].name = "add:0"
+    scales = "scale_d: 0.1 offset_d: 3"
+    for extra, layers, found in (
+        ("is_tensor_quantize: true", [], ["add:0"]),
+        ("scale_w: 0.1 offset_w: 0", ["add:0"], []),
+    ):
+        (tmp_path / "record.txt").write_text(f'record {{ key: "add:0" value {{ {scales} {extra} }} }}')
+        result = convert_model(source, tmp_path / "record.txt")
+        assert (list(result.plan.layers), [tensor.key for tensor in result.plan.tensors]) == (layers, found)
