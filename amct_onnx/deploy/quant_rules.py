@@ -127,7 +127,7 @@ def _balance(subject: Subject) -> Iterator[Problem | Gap]:
         values = subject.values(factor)
         if values is None:
             yield Gap(mul.label, "the factors cannot be read")
-        elif not ((values >= FLT_EPS) & (values <= 1 / FLT_EPS)).all():
+        elif not ((values.astype(np.float64) >= FLT_EPS) & (values.astype(np.float64) <= 1 / FLT_EPS)).all():
             yield Problem(mul.label, "a factor out of range", f"factors in [{FLT_EPS:.9g}, {1 / FLT_EPS:.9g}]")
 
 

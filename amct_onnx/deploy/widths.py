@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 from amct_onnx.deploy.flow import Layer
 from amct_onnx.deploy.rule import Subject
 from amct_onnx.deploy.tensors import is_int4
-from amct_onnx.deploy.view import Node
+from amct_onnx.deploy.view import Node, Value
 
 WIDTHS = {"INT8": 8, "INT4": 4, "INT16": 16}
 """Types that AscendQuant gives."""
@@ -37,12 +39,24 @@ def input_channels(subject: Subject, layer: Layer) -> int | None:
 def given_channels(layer: Layer) -> int | None:
     """Input channels of what the layer reads, None where the file does not declare them, or something is in between."""
     source = layer.quants[0].input(0) if len(layer.quants) == 1 else None
-    shape = None if source is None or layer.node.input(0) is not layer.quants[0].output() else source.shape
-    if not shape:
+    if source is None or layer.node.input(0) is not layer.quants[0].output():
         return None
+    shape = source.shape
+    if not shape:
+        return _balanced_channels(source)
     if layer.node.op in ("Conv", "ConvTranspose"):
         return shape[1] if len(shape) > 1 else None
     return shape[-1]
+
+
+def _balanced_channels(source: Value) -> int | None:
+    """How many factors [1, C, 1, ...] a Mul multiplies by, one for each channel."""
+    mul = source.producer
+    if mul is None or mul.op != "Mul":
+        return None
+    shapes = [value.shape or () for value in mul.inputs if value is not None and value.tensor is not None]
+    dims = next((dims for dims in shapes if len(dims) > 1 and math.prod(d or 0 for d in dims) == dims[1]), ())
+    return dims[1] if dims else None
 
 
 def _is_halved(subject: Subject, layer: Layer) -> bool:
