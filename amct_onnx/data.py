@@ -118,9 +118,9 @@ class Feeds:
             return chain([self.first], begun)
         if self._once:
             raise DataError(
-                "the calibration data can be read only once, but are needed again, to balance layers (DMQ) or since "
-                "memory is short: give a list, a path, or a function that returns the batches, or set "
-                "balance_batches=1, or raise memory_limit"
+                "the calibration data can be read only once, but are needed again, to balance layers (DMQ), to learn "
+                "the rounding of weights (ada_quantize), or since memory is short: give a list, a path, or a function "
+                "that returns the batches, or set balance_batches=1 for the first, or raise memory_limit for the last"
             )
         return checked_feeds(self._source, self._specs, self._batch_num)
 

@@ -249,8 +249,8 @@ class _Request:
         return replace(weight, channel_wise=channel_wise, num_bits=num_bits)
 
     def _can_round(self) -> bool:
-        return self.node.op in ("Gemm", "MatMul") or (
-            self.node.op in ("Conv", "ConvTranspose") and spatial_axes(self.node) == 2
+        return self.node.op in ("Conv", "Gemm", "MatMul") or (
+            self.node.op == "ConvTranspose" and spatial_axes(self.node) == 2
         )
 
     def _can_be_non_uniform(self) -> bool:
@@ -314,9 +314,8 @@ def _refuse_unavailable(config: QuantConfig) -> None:
 
 def _check_available(layer: LayerPlan) -> None:
     missing = {
-        "ada_quantize": isinstance(layer.weight, AdaRound),
         f"{layer.activation.num_bits}-bit activations": layer.activation.num_bits != 8,
-        "4-bit weights": isinstance(layer.weight, Arq) and layer.weight.num_bits == 4,
+        "4-bit weights": isinstance(layer.weight, (Arq, AdaRound)) and layer.weight.num_bits == 4,
     }
     with located(f"layer {layer.name!r}"):
         for name, asked in missing.items():

@@ -79,7 +79,14 @@ def quantize_onnx(
     del session
     require_same(state, expected, feeds.first)
     shown = _Shown(feeds, show)
-    run = CalibrationRun(feeds=shown, first=feeds.first, memory_limit=memory_limit, executor=executor)
+    run = CalibrationRun(
+        feeds=shown,
+        first=feeds.first,
+        again=feeds,
+        track=show.track,
+        memory_limit=memory_limit,
+        executor=executor,
+    )
     run_passes(calibrate(run), state)
     state = replace(state, plan=final_plan(state))
     with show.phase("write and verify"):

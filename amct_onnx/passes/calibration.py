@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -24,10 +24,14 @@ class CalibrationRun:
     first: the first of them.
     memory_limit: bytes for the watched tensors of all batches that are on their way; None for half of what is free.
     executor: computes shards of the data elsewhere; None computes here.
+    again: the same batches, for passes that go through them many times and show progress of their own.
+    track: shows the progress of something that has countable parts: iterator, name, number of parts, and their name.
     """
 
     feeds: Iterable[Feed]
     first: Feed
+    again: Iterable[Feed]
+    track: Callable[[Iterable[None], str, int, str], Iterable[None]]
     memory_limit: int | None = None
     executor: Executor | None = None
 

@@ -141,7 +141,12 @@ def error_last(feeds: Iterable[Feed]) -> Iterator[Feed | Exception]:
 
 
 def exposing(model: LightModel, watches: Iterable[Watch]) -> LightModel:
-    """The model with the watched tensors as its only outputs, and without the nodes that need not be computed for them.
+    """The model with the watched tensors as its outputs, see `exposing_tensors`."""
+    return exposing_tensors(model, (watch.tensor for watch in watches))
+
+
+def exposing_tensors(model: LightModel, tensors: Iterable[str]) -> LightModel:
+    """The model with these tensors as its only outputs, and without the nodes that need not be computed for them.
 
     A node stays where it reads what stays, unless that is an output: onnxruntime fuses a node with its only reader, but
     no output with anything. So the numbers do not depend on which of the tensors are exposed at a time.
@@ -149,7 +154,7 @@ def exposing(model: LightModel, watches: Iterable[Watch]) -> LightModel:
     graph = model.proto.graph
     fed = {value.name for value in graph.input}
     known = {value.name: value for value in graph.output}
-    names = [name for name in dict.fromkeys(watch.tensor for watch in watches) if name not in fed]
+    names = [name for name in dict.fromkeys(tensors) if name not in fed]
     names = names or list(known)  # nothing but inputs is watched; the model must have an output
     nodes = _needed(graph, names)
     used = {*names}.union(*(_read_by(node) for node in nodes))
@@ -160,6 +165,33 @@ def exposing(model: LightModel, watches: Iterable[Watch]) -> LightModel:
     proto.graph.node.extend(nodes)
     proto.graph.initializer.extend(tensor for tensor in graph.initializer if tensor.name in used)
     proto.graph.output.extend(known.get(name, onnx.ValueInfoProto(name=name)) for name in names)
+    return LightModel(proto=proto, weights={name: weight for name, weight in model.weights.items() if name in used})
+
+
+def continuing(model: LightModel, known: Mapping[str, NDArray[Any]], tensors: Iterable[str]) -> LightModel:
+    """The model that computes some tensors from others that are known, which become inputs; arrays give their types."""
+    graph = model.proto.graph
+    producers = {name: index for index, node in enumerate(graph.node) for name in node.output}
+    names = [name for name in dict.fromkeys(tensors) if name not in known]
+    used, nodes, waiting = set(names), set[int](), list(names)
+    while waiting:
+        index = None if (name := waiting.pop()) in known else producers.get(name)
+        if index is not None and index not in nodes:
+            nodes.add(index)
+            read = _read_by(graph.node[index])
+            used |= read
+            waiting += read
+    proto = onnx.ModelProto()
+    copy_fields(model.proto, proto, "graph")
+    copy_fields(graph, proto.graph, "initializer")
+    del proto.graph.output[:], proto.graph.node[:], proto.graph.input[:], proto.graph.value_info[:]
+    proto.graph.node.extend(graph.node[index] for index in sorted(nodes))
+    proto.graph.initializer.extend(tensor for tensor in graph.initializer if tensor.name in used)
+    proto.graph.input.extend(value for value in graph.input if value.name in used)
+    for name in sorted(used & set(known)):
+        kind = onnx.helper.np_dtype_to_tensor_dtype(known[name].dtype)
+        proto.graph.input.append(onnx.helper.make_tensor_value_info(name, kind, None))
+    proto.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
     return LightModel(proto=proto, weights={name: weight for name, weight in model.weights.items() if name in used})
 
 

@@ -19,6 +19,7 @@ from amct_onnx.passes.normalise_gemm import NORMALISE_GEMM
 from amct_onnx.passes.observe import observe
 from amct_onnx.passes.quantize_weights import FIND_WEIGHT_SCALES, STORE_INTEGER_WEIGHTS
 from amct_onnx.passes.remove_identities import REMOVE_IDENTITIES
+from amct_onnx.passes.round_weights import round_weights
 from amct_onnx.passes.split_shared import SPLIT_SHARED
 from amct_onnx.passes.state import Pass
 from amct_onnx.passes.take_given import TAKE_GIVEN
@@ -50,6 +51,7 @@ def calibrate(run: CalibrationRun) -> tuple[Pass, ...]:
         FIND_WEIGHT_SCALES,  # first: activations are observed behind quantized weights
         observe(run),
         FIT_BIASES,
+        round_weights(run),  # last: each layer is rounded for the scales and biases that it will have
     )
 
 

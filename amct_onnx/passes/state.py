@@ -75,6 +75,7 @@ class QuantState:
     balances: layer -> what its weight was multiplied by and its input divided by, [Cin].
     activations, weights: layer -> parameters of its input and of its weight.
     clusters: layer -> the integers that NUQ leaves to its weight, int8, ascending.
+    rounded: layer -> its weight as integers, where they are not the nearest; int8, output channels first.
     left_float: planned layers that turned out not to be quantizable -> the reason.
     """
 
@@ -86,6 +87,7 @@ class QuantState:
     activations: dict[str, QuantParams] = field(default_factory=dict)
     weights: dict[str, QuantParams] = field(default_factory=dict)
     clusters: dict[str, NDArray[np.int8]] = field(default_factory=dict)
+    rounded: dict[str, NDArray[np.int8]] = field(default_factory=dict)
     left_float: dict[str, str] = field(default_factory=dict)
 
     def layers(self) -> list[LayerPlan]:

@@ -1,0 +1,180 @@
+"""A layer as products of matrices: which inputs meet which weights at sampled places of its output.
+
+The sample is fixed: every place of every batch draws a number, from a seed that depends on the batch alone, and the
+smallest numbers are kept. So it does not depend on what is in the data, nor on how many batches there will be.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from amct_onnx.passes.graph import Node
+from amct_onnx.passes.layers import group_of
+
+Indices = NDArray[np.int64]
+
+_SEED = 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Places:
+    """Where a layer's outputs were sampled, R places in random order.
+
+    batch: [R], the calibration batch.
+    sample: [R], the number of the sample, counted over all batches along the first axis.
+    index: [R, 1 + S], the index along the first axis and the S spatial ones; for products of matrices [R, 1], the row.
+    spatial: sizes of the spatial axes of the output, by batch.
+    """
+
+    batch: Indices
+    sample: Indices
+    index: Indices
+    spatial: dict[int, tuple[int, ...]]
+
+
+class OutputSampler:
+    """Looks at a layer's output, batch by batch in order, and keeps what stands at sampled places."""
+
+    def __init__(self, node: Node, limit: int) -> None:
+        """`limit`: the number of places to keep at most."""
+        self._is_spatial = node.op in ("Conv", "ConvTranspose")
+        self._limit = limit
+        self._numbers = np.empty(0)
+        self._where = np.empty((0, 3), np.int64)  # batch, sample, place within the batch
+        self._values: NDArray[np.float32] | None = None
+        self._spatial: dict[int, tuple[int, ...]] = {}
+        self._batches = self._samples = 0
+
+    def update(self, output: NDArray[Any]) -> None:
+        """Take in the output of the next batch, [N, C, ...] of a convolution, [..., C] of a product of matrices."""
+        if self._is_spatial:
+            self._spatial[self._batches] = tuple(output.shape[2:])
+            table = output.reshape(*output.shape[:2], -1)
+            count, each = table.shape[0] * table.shape[2], table.shape[2]
+        else:
+            table = output.reshape(-1, output.shape[-1])
+            count, each = len(table), len(table) // max(output.shape[0] if output.ndim > 1 else 1, 1)
+        numbers = np.random.default_rng([_SEED, self._batches]).random(count)
+        kept = np.flatnonzero(numbers <= self._worst())
+        if len(kept) > self._limit:
+            kept = kept[np.argpartition(numbers[kept], self._limit)[: self._limit]]
+        values = table[kept // each, :, kept % each] if self._is_spatial else table[kept]
+        where = np.stack([np.full(len(kept), self._batches), self._samples + kept // max(each, 1), kept], axis=1)
+        self._merge(numbers[kept], where, values.astype(np.float32))
+        self._batches += 1
+        self._samples += count // max(each, 1)
+
+    def _worst(self) -> float:
+        return float(self._numbers[-1]) if len(self._numbers) == self._limit else 1.0
+
+    def _merge(self, numbers: NDArray[np.float64], where: Indices, values: NDArray[np.float32]) -> None:
+        numbers = np.concatenate([self._numbers, numbers])
+        order = np.argsort(numbers, kind="stable")[: self._limit]
+        self._numbers = numbers[order]
+        self._where = np.concatenate([self._where, where])[order]
+        self._values = (values if self._values is None else np.concatenate([self._values, values]))[order]
+
+    @property
+    def values(self) -> NDArray[np.float32]:
+        """What stands at the places, [R, C]."""
+        assert self._values is not None, "a batch was seen"
+        return self._values
+
+    def places(self) -> Places:
+        """The places, in the order of `values`."""
+        batch, sample, flat = self._where.T
+        index = flat[:, None]
+        if self._is_spatial:
+            index = np.empty((len(flat), 1 + len(self._spatial[0])), np.int64)
+            for number, sizes in self._spatial.items():
+                chosen = batch == number
+                index[chosen, 0], flat_place = np.divmod(flat[chosen], math.prod(sizes))
+                index[chosen, 1:] = np.stack(np.unravel_index(flat_place, sizes), axis=1)
+        return Places(batch=batch, sample=sample, index=index, spatial=self._spatial)
+
+
+class InputSampler:
+    """Looks at a layer's input, batch by batch, and gathers the values that meet the weights at the places.
+
+    rows: [G, R, K], K as in the weight with its output channels first.
+    """
+
+    def __init__(self, node: Node, places: Places) -> None:
+        self._node, self._places = node, places
+        self._batches = 0
+        groups, size = matrix_shape(node)
+        self.rows = np.empty((groups, len(places.batch), size), np.float32)
+
+    def update(self, array: NDArray[Any]) -> None:
+        """Take in the input of the next batch."""
+        chosen = self._places.batch == self._batches
+        if chosen.any():
+            index = self._places.index[chosen]
+            if self._node.op in ("Conv", "ConvTranspose"):
+                rows = _patches(self._node, array, index, self._places.spatial[self._batches])
+            else:
+                rows = array.reshape(-1, array.shape[-1])[index[:, 0]]
+            groups, _, size = self.rows.shape
+            self.rows[:, chosen] = rows.reshape(-1, groups, size).transpose(1, 0, 2)
+        self._batches += 1
+
+
+def matrix_shape(node: Node) -> tuple[int, int]:
+    """Groups G, and weights K that an output channel has."""
+    shape = node.inputs[1].shape
+    groups = group_of(node)
+    if node.op == "Conv":
+        return groups, int(np.prod(shape[1:]))
+    if node.op == "ConvTranspose":
+        return groups, int(shape[0]) // groups * int(np.prod(shape[2:]))
+    return 1, int(shape[0])
+
+
+def _patches(node: Node, array: NDArray[Any], index: Indices, output: tuple[int, ...]) -> NDArray[np.float32]:
+    """The input values around each place, [r, Cin, taps of the kernel]; 0 outside of the input."""
+    kernel = tuple(int(k) for k in node.inputs[1].shape[2:])
+    inputs = array.shape[2:]
+    strides, dilations = (node.attrs.get(name, [1] * len(kernel)) for name in ("strides", "dilations"))
+    begins = _begins(node, inputs, output)
+    result = np.empty((len(index), array.shape[1], int(np.prod(kernel))), np.float32)
+    for tap, offsets in enumerate(itertools.product(*map(range, kernel))):
+        inside = np.ones(len(index), np.bool_)
+        places: list[Indices] = []
+        for axis, offset in enumerate(offsets):
+            at = index[:, 1 + axis]
+            if node.op == "Conv":
+                found = at * strides[axis] + offset * dilations[axis] - begins[axis]
+            else:
+                found, rest = np.divmod(at + begins[axis] - offset * dilations[axis], strides[axis])
+                inside &= rest == 0
+            inside &= (found >= 0) & (found < inputs[axis])
+            places.append(np.clip(found, 0, inputs[axis] - 1))
+        values = np.moveaxis(array, 1, -1)[(index[:, 0], *places)]
+        result[:, :, tap] = np.where(inside[:, None], values, 0)
+    return result
+
+
+def _begins(node: Node, inputs: tuple[int, ...], output: tuple[int, ...]) -> list[int]:
+    """The padding in front of each spatial axis; of a transposed convolution, what is cut off there."""
+    axes = len(inputs)
+    auto = node.attrs.get("auto_pad", "NOTSET")
+    if auto == "VALID":
+        return [0] * axes
+    if auto not in ("SAME_UPPER", "SAME_LOWER") and "output_shape" not in node.attrs:
+        return [int(pad) for pad in node.attrs.get("pads", [0] * 2 * axes)[:axes]]
+    kernel = node.inputs[1].shape[2:]
+    strides, dilations = (node.attrs.get(name, [1] * axes) for name in ("strides", "dilations"))
+    begins = []
+    for axis in range(axes):
+        reach = (int(kernel[axis]) - 1) * dilations[axis] + 1
+        few, many = (output, inputs) if node.op == "Conv" else (inputs, output)
+        more = 0 if node.op == "Conv" else int(node.attrs.get("output_padding", [0] * axes)[axis])
+        total = max((few[axis] - 1) * strides[axis] + more + reach - many[axis], 0)
+        begins.append(total // 2 if auto == "SAME_UPPER" else total - total // 2)
+    return begins
