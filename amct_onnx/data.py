@@ -107,6 +107,18 @@ class Feeds:
         self.first = {name: array.copy() for name, array in next(self._begun).items()}  # a source may reuse its arrays
         self.total = len(source) if batch_num is None and isinstance(source, (list, tuple)) else batch_num
 
+    def require_again(self, why: str) -> None:
+        """Make sure that the source can be read several times.
+
+        Raises:
+            DataError: it cannot; `why` says what that is needed for.
+        """
+        if self._once:
+            raise DataError(
+                f"the calibration data can be read only once, but are needed again, {why}: give a list, a path, or a "
+                "function that returns the batches"
+            )
+
     def __iter__(self) -> Iterator[Feed]:
         """All batches.
 
@@ -118,9 +130,9 @@ class Feeds:
             return chain([self.first], begun)
         if self._once:
             raise DataError(
-                "the calibration data can be read only once, but are needed again, to balance layers (DMQ), to learn "
-                "the rounding of weights (ada_quantize), or since memory is short: give a list, a path, or a function "
-                "that returns the batches, or set balance_batches=1 for the first, or raise memory_limit for the last"
+                "the calibration data can be read only once, but are needed again, to balance layers (DMQ) or since "
+                "memory is short: give a list, a path, or a function that returns the batches, or set "
+                "balance_batches=1, or raise memory_limit"
             )
         return checked_feeds(self._source, self._specs, self._batch_num)
 

@@ -261,12 +261,18 @@ def adaround_loss(alpha: NDArray[Any], layer: Any, activation: Any, reg_param: f
 
 
 def adaround(layer: Any, parameters: Any, activation: Any) -> list[list[float]]:
-    """The integers of one group, with the gradient of the loss by differences, and Adam one weight at a time."""
+    """The integers of one group."""
+    weight, scale = np.asarray(layer.weight[0], float), np.asarray(layer.scale[0], float)
+    soft = adaround_soft(layer, parameters, activation, step=max(1e-3, 10 / parameters.num_iteration))
+    return np.clip(np.floor(weight / scale) + (soft > 0.5), *layer.limits).tolist()
+
+
+def adaround_soft(layer: Any, parameters: Any, activation: Any, *, step: float) -> NDArray[Any]:
+    """How far each weight of one group goes up: the gradient of the loss by differences, Adam one weight at a time."""
     weight, scale = np.asarray(layer.weight[0], float), np.asarray(layer.scale[0], float)
     share = weight / scale - np.floor(weight / scale)
     alpha = -np.log(1.2 / (share + 0.1) - 1)
     first, second = np.zeros_like(alpha), np.zeros_like(alpha)
-    step = max(1e-3, 10 / parameters.num_iteration)
     for iteration in range(parameters.num_iteration):
         warm = parameters.warm_start * parameters.num_iteration
         start, end = parameters.beta_range
@@ -285,5 +291,4 @@ def adaround(layer: Any, parameters: Any, activation: Any) -> list[list[float]]:
         second = 0.999 * second + 0.001 * slope**2
         unbiased = first / (1 - 0.9 ** (iteration + 1)), second / (1 - 0.999 ** (iteration + 1))
         alpha = alpha - step * unbiased[0] / (np.sqrt(unbiased[1]) + 1e-8)
-    upward = np.vectorize(soft_rounding)(alpha) > 0.5
-    return np.clip(np.floor(weight / scale) + upward, *layer.limits).tolist()
+    return np.vectorize(soft_rounding)(alpha)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from amct_onnx.kernels import adaround
 from amct_onnx.kernels.activations import Clipped, Gelu, Leaky, Sigmoid, Tanh
-from amct_onnx.kernels.adaround import AdaRound, Layer, learn_rounding, nearest
+from amct_onnx.kernels.adaround import AdaRound, Layer, learn_rounding, nearest, soft_weights
 
 LEAKY = Leaky(slopes=np.full((1, 1, 3), 0.25, np.float32))
 FUNCTIONS = {
@@ -57,8 +57,9 @@ def test_the_gradient_is_that_of_the_loss(name):
     activation, plain = FUNCTIONS[name]
     layer = make(activation=activation)
     delta = np.random.default_rng(1).normal(0, 0.1, layer.weight.shape).astype(np.float32)
-    grams = adaround._grams(layer) if activation is None else None
-    found = adaround._gradient_of(layer, grams)(delta, 0)
+    by_gram = activation is None
+    gradient = adaround._by_gram(layer, adaround._grams(layer)) if by_gram else adaround._by_rows(layer, 256)
+    found = gradient(delta, 0)
 
     def loss(added):
         y = layer.base + np.matmul(layer.rows, (added).transpose(0, 2, 1)) + layer.target.astype(float)
@@ -80,6 +81,17 @@ def test_rounds_as_the_plain_twin(name):
     found = learn_rounding(layer, parameters, threads=1)
     wanted = np.array(naive.adaround(layer, parameters, plain))
     assert np.mean(found[0] == wanted) >= 14 / 15  # a weight in the middle may fall to either side
+
+
+@pytest.mark.parametrize("name", ["none", "relu", "gelu"])
+def test_softens_as_the_plain_twin(name):
+    activation, plain = FUNCTIONS[name]
+    layer = make(3, activation=activation)
+    parameters = AdaRound(num_iteration=25, reg_param=0.02)
+    found = soft_weights(layer, parameters, threads=1)
+    soft = naive.adaround_soft(layer, parameters, plain, step=1e-3)
+    lower = np.floor(layer.weight / layer.scale)
+    np.testing.assert_allclose(found[0], ((lower + soft) * layer.scale)[0], atol=1e-4 * 0.1)
 
 
 def test_learning_is_better_than_rounding_to_nearest():

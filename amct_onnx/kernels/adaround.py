@@ -25,13 +25,13 @@ from amct_onnx.kernels.compiled import compiled
 Array = NDArray[np.float32]
 
 _STEP = 1e-3
-"""AMCT's step of Adam, for 10,000 of them."""
+"""AMCT's step of Adam, however many there are."""
 
 _WAY = 10.0
 """Fewer steps are longer, so that alpha can go as far: 300 of AMCT's would move it by 0.3 only."""
 
-_ROWS = 256
-"""Rows that a step looks at where it must go through them, behind an activation function."""
+_ROWS, _ROWS_OF_AMCT = 256, 1024
+"""Rows that a step looks at where it must go through them, behind an activation function. AMCT takes all of a batch."""
 
 _CHANNELS, _WEIGHTS = 64, 1 << 16
 """Output channels, and weights, that are optimised at a time: enough for fast products, few enough for the cache."""
@@ -47,8 +47,9 @@ class AdaRound:
     warm_start: share of the steps without regulariser.
     channel_wise: one scale per output channel; None leaves it to the layer's type.
     num_bits: width of the weights.
-    trim: search the scales as AMCT does, which cuts off large weights; off: scales that cover all, as ARQ's do. No file
-        of AMCT's turns it off.
+    amct_scales: find all scales as AMCT does: those of weights by a search that cuts off large ones, those of
+        activations behind weights that are rounded softly. Off: ARQ's scales, and activations behind weights rounded
+        to nearest; that is nearer to the float model, and quicker. No file of AMCT's turns it off.
     """
 
     num_iteration: int = 10000
@@ -57,7 +58,7 @@ class AdaRound:
     warm_start: float = 0.2
     channel_wise: bool | None = None
     num_bits: int = 8
-    trim: bool = True
+    amct_scales: bool = True
 
     def __post_init__(self) -> None:
         require_int("num_iteration", self.num_iteration, low=0)
@@ -70,7 +71,7 @@ class AdaRound:
         require_number("warm_start", self.warm_start, interval="(0, 1)")
         require_bool("channel_wise", self.channel_wise, optional=True)
         require_choice("num_bits of the weights", self.num_bits, (4, 6, 7, 8))
-        require_bool("trim", self.trim)
+        require_bool("amct_scales", self.amct_scales)
 
     def beta(self, iteration: int) -> float | None:
         """The exponent of the regulariser at a step; None where there is no regulariser yet."""
@@ -110,21 +111,21 @@ class Layer:
     activation: Activation | None
     limits: tuple[int, int]
 
-    def chosen(self, rows: NDArray[np.bool_]) -> Layer:
-        """With some of the rows only."""
+    def cut(self, rows: slice) -> Layer:
+        """With some of the rows only, the same memory."""
         return self._replaced(slice(None), slice(None), rows)
 
     def part(self, groups: slice, channels: slice) -> Layer:
         """Some of the groups and channels."""
         return self._replaced(groups, channels, slice(None))
 
-    def _replaced(self, groups: slice, channels: slice, rows: slice | NDArray[np.bool_]) -> Layer:
+    def _replaced(self, groups: slice, channels: slice, rows: slice) -> Layer:
         return Layer(
             weight=self.weight[groups, channels],
             scale=self.scale[groups, channels],
-            rows=self.rows[groups][:, rows],
-            base=self.base[groups][:, rows][:, :, channels],
-            target=self.target[groups][:, rows][:, :, channels],
+            rows=self.rows[groups, rows],
+            base=self.base[groups, rows, channels],
+            target=self.target[groups, rows, channels],
             activation=None if self.activation is None else self.activation.part(groups, channels),
             limits=self.limits,
         )
@@ -147,11 +148,34 @@ def nearest(layer: Layer) -> Array:
 def learn_rounding(layer: Layer, parameters: AdaRound, *, threads: int) -> Array:
     """The integers of a layer's weights, [G, M, K], each one of the two that its weight lies between.
 
-    Blocks of output channels are independent, since each channel has an error of its own: they are optimised side by
-    side, each on one thread of the linear algebra, so that the result does not depend on the number of threads.
+    Raises:
+        FloatingPointError: the optimisation leaves the finite numbers.
+    """
+    if parameters.num_iteration == 0:
+        return nearest(layer)
+    soft = _learn(layer, parameters, step=parameters.step, most_rows=_ROWS, threads=threads)
+    return np.asarray(np.clip(_lower(layer) + (soft > 0.5), *layer.limits), np.float32)
+
+
+def soft_weights(layer: Layer, parameters: AdaRound, *, threads: int) -> Array:
+    """The weights as AMCT leaves them, [G, M, K]: by steps of its own length, and between two integers still.
 
     Raises:
         FloatingPointError: the optimisation leaves the finite numbers.
+    """
+    soft = _learn(layer, parameters, step=_STEP, most_rows=_ROWS_OF_AMCT, threads=threads)
+    return np.asarray(np.clip(_lower(layer) + soft, *layer.limits) * layer.scale, np.float32)
+
+
+def _lower(layer: Layer) -> Array:
+    return np.asarray(np.floor(layer.weight / layer.scale), np.float32)
+
+
+def _learn(layer: Layer, parameters: AdaRound, *, step: float, most_rows: int, threads: int) -> Array:
+    """How far each weight goes from its lower integer to the upper one, [G, M, K], in [0, 1].
+
+    Blocks of output channels are independent, since each channel has an error of its own: they are optimised side by
+    side, each on one thread of the linear algebra, so that the result does not depend on the number of threads.
     """
     groups, channels, size = layer.weight.shape
     deep = min(groups, max(1, _WEIGHTS // (channels * size))) if groups > 1 else 1
@@ -159,18 +183,18 @@ def learn_rounding(layer: Layer, parameters: AdaRound, *, threads: int) -> Array
     blocks = [
         (slice(g, g + deep), slice(c, c + wide)) for g in range(0, groups, deep) for c in range(0, channels, wide)
     ]
-    integers = np.empty_like(layer.weight)
+    soft = np.empty_like(layer.weight)
     with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(threads) as pool:
         grams = _grams(layer) if layer.activation is None else None
 
         def optimise(block: tuple[slice, slice]) -> None:
             part = layer.part(*block)
-            gram = None if grams is None else grams[block[0]]
-            integers[block] = _optimise(part, parameters, _gradient_of(part, gram))
+            gradient = _by_rows(part, most_rows) if grams is None else _by_gram(part, grams[block[0]])
+            soft[block] = _optimise(part, parameters, gradient, np.float32(step))
 
         for done in [pool.submit(optimise, block) for block in blocks]:
             done.result()
-    return integers
+    return soft
 
 
 def _grams(layer: Layer) -> Array:
@@ -178,13 +202,6 @@ def _grams(layer: Layer) -> Array:
     return np.asarray(
         np.matmul(layer.rows.transpose(0, 2, 1), layer.rows) / np.float32(layer.rows.shape[1]), np.float32
     )
-
-
-def _gradient_of(layer: Layer, grams: Array | None) -> Callable[[Array, int], Array]:
-    """The gradient of the error by the weights, a function of what rounding adds to them [G, M, K] and of the step."""
-    if grams is not None:
-        return _by_gram(layer, grams)
-    return _by_rows(layer)
 
 
 def _by_gram(layer: Layer, grams: Array) -> Callable[[Array, int], Array]:
@@ -200,13 +217,13 @@ def _by_gram(layer: Layer, grams: Array) -> Callable[[Array, int], Array]:
     return gradient
 
 
-def _by_rows(layer: Layer) -> Callable[[Array, int], Array]:
-    """From as many rows at a time as a step looks at, in their order, which is random, over and over."""
+def _by_rows(layer: Layer, most_rows: int) -> Callable[[Array, int], Array]:
+    """From `most_rows` rows at a time, in their order, which is random, over and over."""
     activation = layer.activation
     assert activation is not None, "without an activation function there is a quicker way"
     wanted = activation.value(layer.target)
     start = layer.base + layer.target
-    count = max(1, math.ceil(layer.rows.shape[1] / _ROWS))
+    count = max(1, math.ceil(layer.rows.shape[1] / most_rows))
     edges = [layer.rows.shape[1] * i // count for i in range(count + 1)]
 
     def gradient(delta: Array, iteration: int) -> Array:
@@ -223,8 +240,8 @@ def _by_rows(layer: Layer) -> Callable[[Array, int], Array]:
     return gradient
 
 
-def _optimise(layer: Layer, parameters: AdaRound, gradient: Callable[[Array, int], Array]) -> Array:
-    """Adam over one block; the integers that the soft weights end nearest to."""
+def _optimise(layer: Layer, parameters: AdaRound, gradient: Callable[[Array, int], Array], step: np.float32) -> Array:
+    """Adam over one block: how far each weight goes, in [0, 1]."""
     shape = layer.weight.shape
     weight = np.ascontiguousarray(layer.weight).reshape(-1, shape[2])
     scale = np.ascontiguousarray(layer.scale).reshape(-1)
@@ -245,13 +262,11 @@ def _optimise(layer: Layer, parameters: AdaRound, gradient: Callable[[Array, int
         corrections = np.float32(1 / (1 - 0.9 ** (iteration + 1))), np.float32(1 / (1 - 0.999 ** (iteration + 1)))
         _adam(
             alpha, first, second, decay, soft, lower, scale, *limits, slope, power, pull,
-            np.float32(parameters.step), *corrections,
+            step, *corrections,
         )  # fmt: skip
     if not np.isfinite(alpha).all():
         raise FloatingPointError("the optimisation of the rounding leaves the finite numbers")
-    upward = (1.2 / (1 + np.exp(-alpha)) - 0.1 > 0.5) if parameters.num_iteration else None
-    levels = np.rint(weight / scale[:, None]) if upward is None else lower + upward
-    return np.asarray(np.clip(levels, *limits).reshape(shape), np.float32)
+    return np.asarray(np.clip(1.2 / (1 + np.exp(-alpha)) - 0.1, 0, 1).reshape(shape), np.float32)
 
 
 def first_alpha(share: Array) -> Array:

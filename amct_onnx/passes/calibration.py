@@ -35,6 +35,11 @@ class CalibrationRun:
     memory_limit: int | None = None
     executor: Executor | None = None
 
+    @property
+    def memory(self) -> int:
+        """The limit, or half of what is free."""
+        return available_memory() // 2 if self.memory_limit is None else self.memory_limit
+
     def limited(self, batches: int | None) -> CalibrationRun:
         """The same over the first `batches` batches only; None for all."""
         if batches is None:
@@ -48,8 +53,7 @@ class CalibrationRun:
             ModelError: the model cannot be run on a batch.
             DataError: a batch cannot be read.
         """
-        memory = available_memory() // 2 if self.memory_limit is None else self.memory_limit
-        budget = Budget(cores=available_cores(), memory=memory)
+        budget = Budget(cores=available_cores(), memory=self.memory)
         for group in sweeps(watches, budget):
             if self.executor is None:
                 observe_batches(model, group, self.feeds, budget)

@@ -157,7 +157,7 @@ def exposing_tensors(model: LightModel, tensors: Iterable[str]) -> LightModel:
     names = [name for name in dict.fromkeys(tensors) if name not in fed]
     names = names or list(known)  # nothing but inputs is watched; the model must have an output
     nodes = _needed(graph, names)
-    used = {*names}.union(*(_read_by(node) for node in nodes))
+    used = {*names}.union(*(read_by(node) for node in nodes))
     proto = onnx.ModelProto()
     copy_fields(model.proto, proto, "graph")
     copy_fields(graph, proto.graph, "initializer")
@@ -168,38 +168,11 @@ def exposing_tensors(model: LightModel, tensors: Iterable[str]) -> LightModel:
     return LightModel(proto=proto, weights={name: weight for name, weight in model.weights.items() if name in used})
 
 
-def continuing(model: LightModel, known: Mapping[str, NDArray[Any]], tensors: Iterable[str]) -> LightModel:
-    """The model that computes some tensors from others that are known, which become inputs; arrays give their types."""
-    graph = model.proto.graph
-    producers = {name: index for index, node in enumerate(graph.node) for name in node.output}
-    names = [name for name in dict.fromkeys(tensors) if name not in known]
-    used, nodes, waiting = set(names), set[int](), list(names)
-    while waiting:
-        index = None if (name := waiting.pop()) in known else producers.get(name)
-        if index is not None and index not in nodes:
-            nodes.add(index)
-            read = _read_by(graph.node[index])
-            used |= read
-            waiting += read
-    proto = onnx.ModelProto()
-    copy_fields(model.proto, proto, "graph")
-    copy_fields(graph, proto.graph, "initializer")
-    del proto.graph.output[:], proto.graph.node[:], proto.graph.input[:], proto.graph.value_info[:]
-    proto.graph.node.extend(graph.node[index] for index in sorted(nodes))
-    proto.graph.initializer.extend(tensor for tensor in graph.initializer if tensor.name in used)
-    proto.graph.input.extend(value for value in graph.input if value.name in used)
-    for name in sorted(used & set(known)):
-        kind = onnx.helper.np_dtype_to_tensor_dtype(known[name].dtype)
-        proto.graph.input.append(onnx.helper.make_tensor_value_info(name, kind, None))
-    proto.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
-    return LightModel(proto=proto, weights={name: weight for name, weight in model.weights.items() if name in used})
-
-
 def _needed(graph: onnx.GraphProto, outputs: Iterable[str]) -> list[onnx.NodeProto]:
     """The nodes that stay, see `exposing`."""
     exposed = set(outputs)
     nodes = list(graph.node)
-    read = [_read_by(node) for node in nodes]
+    read = [read_by(node) for node in nodes]
     producers = {name: index for index, node in enumerate(nodes) for name in node.output}
     readers: dict[str, list[int]] = {}
     for index, names in enumerate(read):
@@ -217,7 +190,7 @@ def _needed(graph: onnx.GraphProto, outputs: Iterable[str]) -> list[onnx.NodePro
     return [nodes[index] for index in sorted(kept)]
 
 
-def _read_by(node: onnx.NodeProto) -> set[str]:
+def read_by(node: onnx.NodeProto) -> set[str]:
     """The tensors that a node reads, also inside its bodies."""
     bodies = [body for a in node.attribute if a.type == onnx.AttributeProto.GRAPH for body in all_graphs(a.g)]
     inner = {name for body in bodies for node in body.node for name in node.input}

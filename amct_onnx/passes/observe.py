@@ -18,14 +18,11 @@ from amct_onnx.kernels.hfmg import Hfmg, HfmgObserver
 from amct_onnx.kernels.ifmr import Ifmr, IfmrObserver
 from amct_onnx.kernels.quant_params import QuantParams, round_to_fp16
 from amct_onnx.passes.calibration import CalibrationRun, Sizes, why_unusable
-from amct_onnx.passes.graph import set_input
 from amct_onnx.passes.invariants import ACTIVATIONS_KNOWN, PLANNED, STANDARD_ONLY, WEIGHTS_KNOWN
-from amct_onnx.passes.layers import has_weight
 from amct_onnx.passes.observation import Feed, Watch
-from amct_onnx.passes.quantize_weights import fake_quantized
+from amct_onnx.passes.quantize_weights import with_fake_weights
 from amct_onnx.passes.resources import available_cores
 from amct_onnx.passes.state import LayerPlan, Pass, QuantPlan, QuantState
-from amct_onnx.passes.weights import LightModel
 
 
 def observe(run: CalibrationRun) -> Pass:
@@ -34,9 +31,10 @@ def observe(run: CalibrationRun) -> Pass:
     def find(state: QuantState) -> None:
         served = _layers_by_watch(state, run.first)
         watches = [watch for watch, _, _ in served]
-        model = _calibration_model(state)
+        model = with_fake_weights(state).to_light()
         run.show(model, watches)
         del model
+        state.softened.clear()  # as large as the weights, and of no more use
         with ThreadPoolExecutor(available_cores()) as threads:
             for (_, _, layers), found in zip(served, threads.map(_search, served), strict=True):
                 _conclude(state, layers, found)
@@ -84,16 +82,6 @@ def _observer_for(layer: LayerPlan) -> _Range:
     if isinstance(layer.activation, Ifmr):
         return IfmrObserver(layer.activation, asymmetric=asymmetric)
     return HfmgObserver(layer.activation, asymmetric=asymmetric)
-
-
-def _calibration_model(state: QuantState) -> LightModel:
-    """The float model with fake-quantized weights."""
-    graph = state.graph.copy()
-    planned = state.plan.layers
-    for node in graph.nodes:
-        if node.name in planned and has_weight(node) and node.op != "ConvTranspose":
-            set_input(node, 1, graph.new_constant(node.inputs[1].name, fake_quantized(state, node)))
-    return graph.to_light()
 
 
 def _search(served: _Served) -> QuantParams | str:

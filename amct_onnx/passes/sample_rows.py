@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from amct_onnx.kernels.gather import gather_rows
 from amct_onnx.passes.graph import Node
 from amct_onnx.passes.layers import group_of
 
@@ -21,21 +22,26 @@ Indices = NDArray[np.int64]
 
 _SEED = 20
 
+_HELD_BACK = 8
+"""One sample out of so many, or one place where there are few samples, is kept for judging what was learned."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Places:
-    """Where a layer's outputs were sampled, R places in random order.
+    """Where a layer's outputs were sampled, R places: those to learn from, then those to judge by, in random order.
 
     batch: [R], the calibration batch.
     sample: [R], the number of the sample, counted over all batches along the first axis.
     index: [R, 1 + S], the index along the first axis and the S spatial ones; for products of matrices [R, 1], the row.
     spatial: sizes of the spatial axes of the output, by batch.
+    learnable: number of places to learn from.
     """
 
     batch: Indices
     sample: Indices
     index: Indices
     spatial: dict[int, tuple[int, ...]]
+    learnable: int
 
 
 class OutputSampler:
@@ -80,15 +86,15 @@ class OutputSampler:
         self._where = np.concatenate([self._where, where])[order]
         self._values = (values if self._values is None else np.concatenate([self._values, values]))[order]
 
-    @property
     def values(self) -> NDArray[np.float32]:
         """What stands at the places, [R, C]."""
         assert self._values is not None, "a batch was seen"
-        return self._values
+        return self._values[self._order()[0]]
 
     def places(self) -> Places:
         """The places, in the order of `values`."""
-        batch, sample, flat = self._where.T
+        order, learnable = self._order()
+        batch, sample, flat = self._where[order].T
         index = flat[:, None]
         if self._is_spatial:
             index = np.empty((len(flat), 1 + len(self._spatial[0])), np.int64)
@@ -96,7 +102,15 @@ class OutputSampler:
                 chosen = batch == number
                 index[chosen, 0], flat_place = np.divmod(flat[chosen], math.prod(sizes))
                 index[chosen, 1:] = np.stack(np.unravel_index(flat_place, sizes), axis=1)
-        return Places(batch=batch, sample=sample, index=index, spatial=self._spatial)
+        return Places(batch=batch, sample=sample, index=index, spatial=self._spatial, learnable=learnable)
+
+    def _order(self) -> tuple[Indices, int]:
+        """Those to learn from first, and how many these are."""
+        numbers = self._where[:, 1]
+        if len(np.unique(numbers)) < _HELD_BACK:
+            numbers = np.arange(len(numbers))
+        is_held = numbers % _HELD_BACK == _HELD_BACK - 1
+        return np.argsort(is_held, kind="stable"), int((~is_held).sum())
 
 
 class InputSampler:
@@ -113,15 +127,15 @@ class InputSampler:
 
     def update(self, array: NDArray[Any]) -> None:
         """Take in the input of the next batch."""
-        chosen = self._places.batch == self._batches
-        if chosen.any():
+        chosen = np.flatnonzero(self._places.batch == self._batches)
+        if len(chosen):
             index = self._places.index[chosen]
             if self._node.op in ("Conv", "ConvTranspose"):
-                rows = _patches(self._node, array, index, self._places.spatial[self._batches])
+                offsets = _offsets(self._node, array.shape[2:], index, self._places.spatial[self._batches])
+                values = np.ascontiguousarray(array, np.float32).reshape(*array.shape[:2], -1)
+                gather_rows(values, index[:, 0].copy(), offsets, chosen, self.rows)
             else:
-                rows = array.reshape(-1, array.shape[-1])[index[:, 0]]
-            groups, _, size = self.rows.shape
-            self.rows[:, chosen] = rows.reshape(-1, groups, size).transpose(1, 0, 2)
+                self.rows[0, chosen] = array.reshape(-1, array.shape[-1])[index[:, 0]]
         self._batches += 1
 
 
@@ -136,27 +150,25 @@ def matrix_shape(node: Node) -> tuple[int, int]:
     return 1, int(shape[0])
 
 
-def _patches(node: Node, array: NDArray[Any], index: Indices, output: tuple[int, ...]) -> NDArray[np.float32]:
-    """The input values around each place, [r, Cin, taps of the kernel]; 0 outside of the input."""
+def _offsets(node: Node, inputs: tuple[int, ...], index: Indices, output: tuple[int, ...]) -> Indices:
+    """Which input value each weight of a kernel meets at each place, in flat spatial axes, [r, taps]; -1 outside."""
     kernel = tuple(int(k) for k in node.inputs[1].shape[2:])
-    inputs = array.shape[2:]
     strides, dilations = (node.attrs.get(name, [1] * len(kernel)) for name in ("strides", "dilations"))
     begins = _begins(node, inputs, output)
-    result = np.empty((len(index), array.shape[1], int(np.prod(kernel))), np.float32)
-    for tap, offsets in enumerate(itertools.product(*map(range, kernel))):
+    result = np.empty((len(index), math.prod(kernel)), np.int64)
+    for tap, steps in enumerate(itertools.product(*map(range, kernel))):
         inside = np.ones(len(index), np.bool_)
-        places: list[Indices] = []
-        for axis, offset in enumerate(offsets):
+        flat = np.zeros(len(index), np.int64)
+        for axis, step in enumerate(steps):
             at = index[:, 1 + axis]
             if node.op == "Conv":
-                found = at * strides[axis] + offset * dilations[axis] - begins[axis]
+                found = at * strides[axis] + step * dilations[axis] - begins[axis]
             else:
-                found, rest = np.divmod(at + begins[axis] - offset * dilations[axis], strides[axis])
+                found, rest = np.divmod(at + begins[axis] - step * dilations[axis], strides[axis])
                 inside &= rest == 0
             inside &= (found >= 0) & (found < inputs[axis])
-            places.append(np.clip(found, 0, inputs[axis] - 1))
-        values = np.moveaxis(array, 1, -1)[(index[:, 0], *places)]
-        result[:, :, tap] = np.where(inside[:, None], values, 0)
+            flat = flat * inputs[axis] + found
+        result[:, tap] = np.where(inside, flat, -1)
     return result
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -74,6 +75,7 @@ class QuantState:
     remarks: nodes that stayed -> why a pass that looked at them left them.
     balances: layer -> what its weight was multiplied by and its input divided by, [Cin].
     activations, weights: layer -> parameters of its input and of its weight.
+    softened: layer -> its weight, softly rounded, that activations are observed behind; in its own layout and type.
     clusters: layer -> the integers that NUQ leaves to its weight, int8, ascending.
     rounded: layer -> its weight as integers, where they are not the nearest; int8, output channels first.
     left_float: planned layers that turned out not to be quantizable -> the reason.
@@ -86,6 +88,7 @@ class QuantState:
     balances: dict[str, NDArray[np.float32]] = field(default_factory=dict)
     activations: dict[str, QuantParams] = field(default_factory=dict)
     weights: dict[str, QuantParams] = field(default_factory=dict)
+    softened: dict[str, NDArray[np.floating[Any]]] = field(default_factory=dict)
     clusters: dict[str, NDArray[np.int8]] = field(default_factory=dict)
     rounded: dict[str, NDArray[np.int8]] = field(default_factory=dict)
     left_float: dict[str, str] = field(default_factory=dict)

@@ -65,7 +65,7 @@ def test_learned_rounding_brings_efficientnet_lite0_nearer_to_the_float_model() 
     calibration, evaluation = (efficientnet_feeds(crops(part, 256, 224))[::8] for part in ("calib", "eval"))
     wanted = first_output(efficientnet(), evaluation)
     found = []
-    for weight in (Arq(), AdaRound(num_iteration=100, trim=False)):
+    for weight in (Arq(), AdaRound(num_iteration=100, amct_scales=False)):
         config = QuantConfig(wide_fusion=True, common_config=LayerConfig(weight=weight))
         result = quantize_onnx(efficientnet(), config, calibration=calibration)
         found.append(sqnr(wanted, first_output(result.fake_quant_model, evaluation)))
