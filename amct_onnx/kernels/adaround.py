@@ -31,7 +31,7 @@ _WAY = 10.0
 """Fewer steps are longer, so that alpha can go as far: 300 of AMCT's would move it by 0.3 only."""
 
 _ROWS, _ROWS_OF_AMCT = 256, 1024
-"""Rows that a step looks at where it must go through them, behind an activation function. AMCT takes all of a batch."""
+"""Rows that a step looks at where it goes through them. AMCT takes all of a batch."""
 
 _CHANNELS, _WEIGHTS = 64, 1 << 16
 """Output channels, and weights, that are optimised at a time: enough for fast products, few enough for the cache."""
@@ -185,7 +185,8 @@ def _learn(layer: Layer, parameters: AdaRound, *, step: float, most_rows: int, t
     ]
     soft = np.empty_like(layer.weight)
     with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(threads) as pool:
-        grams = _grams(layer) if layer.activation is None else None
+        by_gram = layer.activation is None and size <= 2 * min(most_rows, layer.rows.shape[1])
+        grams = _grams(layer) if by_gram else None
 
         def optimise(block: tuple[slice, slice]) -> None:
             part = layer.part(*block)
@@ -220,20 +221,21 @@ def _by_gram(layer: Layer, grams: Array) -> Callable[[Array, int], Array]:
 def _by_rows(layer: Layer, most_rows: int) -> Callable[[Array, int], Array]:
     """From `most_rows` rows at a time, in their order, which is random, over and over."""
     activation = layer.activation
-    assert activation is not None, "without an activation function there is a quicker way"
-    wanted = activation.value(layer.target)
-    start = layer.base + layer.target
+    wanted = None if activation is None else activation.value(layer.target)
+    start = layer.base if activation is None else layer.base + layer.target
     count = max(1, math.ceil(layer.rows.shape[1] / most_rows))
     edges = [layer.rows.shape[1] * i // count for i in range(count + 1)]
 
     def gradient(delta: Array, iteration: int) -> Array:
         some = slice(edges[iteration % count], edges[iteration % count + 1])
         rows = layer.rows[:, some]
-        y = np.matmul(rows, delta.transpose(0, 2, 1))
-        y += start[:, some]
-        error = activation.value(y)
-        error -= wanted[:, some]
-        error *= activation.slope(y)
+        error = np.matmul(rows, delta.transpose(0, 2, 1))
+        error += start[:, some]
+        if activation is not None and wanted is not None:
+            slope = activation.slope(error)
+            error = activation.value(error)
+            error -= wanted[:, some]
+            error *= slope
         error *= np.float32(2 / max(rows.shape[1], 1))
         return np.asarray(np.matmul(error.transpose(0, 2, 1), rows), np.float32)
 
@@ -261,7 +263,7 @@ def _optimise(layer: Layer, parameters: AdaRound, gradient: Callable[[Array, int
         pull = np.float32(0 if beta is None else -2 * beta * parameters.reg_param)
         corrections = np.float32(1 / (1 - 0.9 ** (iteration + 1))), np.float32(1 / (1 - 0.999 ** (iteration + 1)))
         _adam(
-            alpha, first, second, decay, soft, lower, scale, *limits, slope, power, pull,
+            alpha, first, second, soft, lower, scale, *limits, slope, power, pull,
             step, *corrections,
         )  # fmt: skip
     if not np.isfinite(alpha).all():
@@ -287,14 +289,14 @@ def _soften(
     power: Array,
 ) -> None:
     """From decay = exp(-alpha): soft = h, delta = what rounding adds to the weights, power = |2 h - 1|."""
-    for r in range(decay.shape[0]):
+    for r in range(decay.shape[0]):  # in short loops, which become vector instructions
         for k in range(decay.shape[1]):
             h = np.float32(1.2) / (np.float32(1) + decay[r, k]) - np.float32(0.1)
-            h = min(max(h, np.float32(0)), np.float32(1))
-            level = min(max(lower[r, k] + h, low), high)
-            soft[r, k] = h
-            delta[r, k] = level * scale[r] - weight[r, k]
-            power[r, k] = max(abs(h + h - np.float32(1)), np.float32(1e-6))  # its logarithm is taken
+            soft[r, k] = min(max(h, np.float32(0)), np.float32(1))
+        for k in range(decay.shape[1]):
+            delta[r, k] = min(max(lower[r, k] + soft[r, k], low), high) * scale[r] - weight[r, k]
+        for k in range(decay.shape[1]):
+            power[r, k] = max(abs(soft[r, k] + soft[r, k] - np.float32(1)), np.float32(1e-6))  # for its logarithm
 
 
 @compiled
@@ -302,7 +304,6 @@ def _adam(
     alpha: Array,
     first: Array,
     second: Array,
-    decay: Array,
     soft: Array,
     lower: Array,
     scale: Array,
@@ -316,18 +317,19 @@ def _adam(
     correct_second: np.float32,
 ) -> None:
     """One step of Adam. `slope`: gradient by the weights; `power`: |2 h - 1|^(beta - 1); `pull`: -2 beta reg_param."""
-    for r in range(alpha.shape[0]):
+    for r in range(alpha.shape[0]):  # in short loops, which become vector instructions
         for k in range(alpha.shape[1]):
             h = soft[r, k]
             level = lower[r, k] + h
-            by_h = slope[r, k] * scale[r] if low <= level <= high else np.float32(0)
-            sign = np.float32(1) if h > np.float32(0.5) else np.float32(-1)
-            by_h += pull * power[r, k] * sign
-            sigmoid = np.float32(1) / (np.float32(1) + decay[r, k])
+            by_h = slope[r, k] * scale[r] if (level >= low) & (level <= high) else np.float32(0)
+            by_h += pull * power[r, k] * (np.float32(1) if h > np.float32(0.5) else np.float32(-1))
+            sigmoid = (h + np.float32(0.1)) * np.float32(1 / 1.2)
             by_alpha = by_h * np.float32(1.2) * sigmoid * (np.float32(1) - sigmoid)
-            by_alpha = by_alpha if np.float32(0) < h < np.float32(1) else np.float32(0)
-            m = np.float32(0.9) * first[r, k] + np.float32(0.1) * by_alpha
-            v = np.float32(0.999) * second[r, k] + np.float32(0.001) * by_alpha * by_alpha
-            first[r, k] = m
-            second[r, k] = v
-            alpha[r, k] -= step * (m * correct_first) / (np.sqrt(v * correct_second) + np.float32(1e-8))
+            slope[r, k] = by_alpha if (h > np.float32(0)) & (h < np.float32(1)) else np.float32(0)
+        for k in range(alpha.shape[1]):
+            first[r, k] = np.float32(0.9) * first[r, k] + np.float32(0.1) * slope[r, k]
+        for k in range(alpha.shape[1]):
+            second[r, k] = np.float32(0.999) * second[r, k] + np.float32(0.001) * slope[r, k] * slope[r, k]
+        for k in range(alpha.shape[1]):
+            root = np.sqrt(second[r, k] * correct_second) + np.float32(1e-8)
+            alpha[r, k] -= step * (first[r, k] * correct_first) / root

@@ -13,6 +13,7 @@ from itertools import groupby
 
 import numpy as np
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 
 from amct_onnx.kernels.adaround import AdaRound, Layer
 from amct_onnx.passes.calibration import CalibrationRun, Sizes
@@ -118,7 +119,9 @@ def learn_layers(
                     name = task.node.name
                     wanted, rows = outputs.pop(name).values(), inputs.pop(name).rows
                     samples = Samples(outputs=wanted, rows=rows, learnable=places[name].learnable)
-                    if (weight := learn(task, samples)) is not None:
+                    with threadpool_limits(1, user_api="blas"):  # the same sums, however many cores there are
+                        weight = learn(task, samples)
+                    if weight is not None:
                         walk.settle(name, weight)
                     yield
 
