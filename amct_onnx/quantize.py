@@ -85,7 +85,7 @@ def quantize_onnx(
     run = CalibrationRun(
         feeds=shown,
         first=feeds.first,
-        again=feeds,
+        silent=feeds,
         track=show.track,
         memory_limit=memory_limit,
         executor=executor,

@@ -64,6 +64,11 @@ def test_slopes(body, slopes):
     np.testing.assert_allclose(activation.slopes, np.reshape(slopes, (2, 1, 2)), rtol=1e-6)
 
 
+@pytest.mark.parametrize("attributes", ["", '<approximate = "tanh">'])
+def test_one_node_for_gelu(attributes):
+    assert found(f"y = Gelu {attributes} (t)", opset=20) == Gelu()
+
+
 def test_what_the_model_outputs_is_compared_as_it_is():
     assert found("y = Relu (t)", "float[1, 4, 4, 4] t, float[1, 4, 4, 4] y") is None
     assert found(ERF, "float[1, 4, 4, 4] t, float[1, 4, 4, 4] y") is None

@@ -42,9 +42,7 @@ def balanced(source, config=None, feeds=None):
     feeds = feeds or [{"x": normal(*shape).astype(dtype)} for _ in range(3)]
     state, prepared = rewritten(source, *PREPARE)
     state = replace(state, plan=make_plan(state, config or QuantConfig(common_config=DMQ)))
-    run_passes(
-        [balance(CalibrationRun(feeds=feeds, first=feeds[0], again=feeds, track=lambda parts, *_: parts))], state
-    )
+    run_passes([balance(CalibrationRun(feeds=feeds, first=feeds[0]))], state)
     return state, prepared, state.graph.to_model(), feeds
 
 

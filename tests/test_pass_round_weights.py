@@ -3,8 +3,10 @@
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+import onnx
 import pytest
 from graphs import assert_close, model, rewritten, run, sqnr
+from onnx import numpy_helper
 
 from amct_onnx import (
     AdaRound,
@@ -272,6 +274,36 @@ def test_the_number_of_threads_does_not_matter(net, batches, result, threads, mo
 def test_data_that_can_be_read_once_are_refused(net, batches):
     with pytest.raises(DataError, match=r"only once.*ada_quantize"):
         quantized(net, iter(batches))
+
+
+@pytest.mark.parametrize(
+    ("later", "message"),
+    [
+        (lambda b: b[:2], "hold 2 batches, but held more"),
+        (lambda b: [{"x": f["x"][:1]} for f in b], "batch 0 is smaller"),
+    ],
+)
+def test_data_that_shrink_are_an_error(net, batches, later, message):
+    times = iter([batches, batches])  # observing and the float model
+    with pytest.raises(DataError, match=message):
+        quantized(net, lambda: next(times, None) or later(batches))
+
+
+def test_half_precision(net, batches):
+    half = onnx.ModelProto()
+    half.CopyFrom(net)
+    for tensor in half.graph.initializer:
+        tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float16), tensor.name))
+    for value in (*half.graph.input, *half.graph.output):
+        value.type.tensor_type.elem_type = onnx.TensorProto.FLOAT16
+    feeds = [{"x": feed["x"].astype(np.float16)} for feed in batches]
+    for amct_scales in (True, False):
+        found = quantized(half, feeds, AdaRound(num_iteration=100, amct_scales=amct_scales))
+        plain = quantized(half, feeds, Arq())
+        assert any(
+            (a != b).any() for a, b in zip(*(integers(r.deploy_model).values() for r in (found, plain)), strict=True)
+        )
+        assert sqnr(run(half, feeds[0])["y"], run(found.fake_quant_model, feeds[0])["y"]) > 30
 
 
 def test_one_sample_is_enough(net):

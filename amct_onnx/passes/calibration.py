@@ -24,16 +24,16 @@ class CalibrationRun:
     first: the first of them.
     memory_limit: bytes for the watched tensors of all batches that are on their way; None for half of what is free.
     executor: computes shards of the data elsewhere; None computes here.
-    again: the same batches, for passes that go through them many times and show progress of their own.
-    track: shows the progress of something that has countable parts: iterator, name, number of parts, and their name.
+    silent: the same batches, for passes that go through them many times and show other progress; None for `feeds`.
+    track: hands parts of the work on and shows how many are through: iterator, name, number of parts, and their name.
     """
 
     feeds: Iterable[Feed]
     first: Feed
-    again: Iterable[Feed]
-    track: Callable[[Iterable[None], str, int, str], Iterable[None]]
     memory_limit: int | None = None
     executor: Executor | None = None
+    silent: Iterable[Feed] | None = None
+    track: Callable[[Iterable[None], str, int, str], Iterable[None]] = lambda parts, name, total, unit: parts
 
     @property
     def memory(self) -> int:

@@ -117,7 +117,7 @@ def learn_layers(
                         sampler.update(known[walk.sources[name]])
                 for task in group:
                     name = task.node.name
-                    wanted, rows = outputs.pop(name).values(), inputs.pop(name).rows
+                    wanted, rows = outputs.pop(name).values(), inputs.pop(name).finished()
                     samples = Samples(outputs=wanted, rows=rows, learnable=places[name].learnable)
                     with threadpool_limits(1, user_api="blas"):  # the same sums, however many cores there are
                         weight = learn(task, samples)

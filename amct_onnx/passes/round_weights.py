@@ -54,7 +54,9 @@ def _rounded(state: QuantState, run: CalibrationRun) -> Iterator[None]:
     def learn(task: Task, samples: Samples) -> Array | None:
         return _round(state, task, samples)
 
-    return learn_layers(state, quantized.graph, learned_layers(state), run.again, run, learn)
+    return learn_layers(
+        state, quantized.graph, learned_layers(state), run.feeds if run.silent is None else run.silent, run, learn
+    )
 
 
 def _round(state: QuantState, task: Task, samples: Samples) -> Array | None:

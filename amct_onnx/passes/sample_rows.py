@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from amct_onnx.errors import DataError
 from amct_onnx.kernels.gather import gather_rows
 from amct_onnx.passes.graph import Node
 from amct_onnx.passes.layers import group_of
@@ -130,6 +131,9 @@ class InputSampler:
         chosen = np.flatnonzero(self._places.batch == self._batches)
         if len(chosen):
             index = self._places.index[chosen]
+            many = len(array) if self._node.op in ("Conv", "ConvTranspose") else array.size // max(array.shape[-1], 1)
+            if index[:, 0].max() >= many:
+                raise DataError(f"calibration batch {self._batches} is smaller than it was when it was read before")
             if self._node.op in ("Conv", "ConvTranspose"):
                 offsets = _offsets(self._node, array.shape[2:], index, self._places.spatial[self._batches])
                 values = np.ascontiguousarray(array, np.float32).reshape(*array.shape[:2], -1)
@@ -137,6 +141,18 @@ class InputSampler:
             else:
                 self.rows[0, chosen] = array.reshape(-1, array.shape[-1])[index[:, 0]]
         self._batches += 1
+
+    def finished(self) -> NDArray[np.float32]:
+        """The rows, when all batches were seen.
+
+        Raises:
+            DataError: there were less batches than before.
+        """
+        if len(self._places.batch) and self._places.batch.max() >= self._batches:
+            raise DataError(
+                f"the calibration data hold {self._batches} batches, but held more when they were read before"
+            )
+        return self.rows
 
 
 def matrix_shape(node: Node) -> tuple[int, int]:
