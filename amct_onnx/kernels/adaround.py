@@ -30,11 +30,11 @@ _STEP = 1e-3
 _WAY = 10.0
 """Fewer steps are longer, so that alpha can go as far: 300 of AMCT's would move it by 0.3 only."""
 
-_ROWS, _ROWS_OF_AMCT = 256, 1024
-"""Rows that a step looks at where it goes through them. AMCT takes all of a batch."""
+_FEWEST_ROWS, _MOST_ROWS, _ROWS_OF_AMCT = 64, 256, 1024
+"""Rows that a step looks at where it goes through them; few weights need few. AMCT takes all of a batch."""
 
-_CHANNELS, _WEIGHTS = 64, 1 << 16
-"""Output channels, and weights, that are optimised at a time: enough for fast products, few enough for the cache."""
+_CHANNELS, _WEIGHTS = 64, 1 << 13
+"""Output channels, or weights of small groups, that are optimised at a time, on one thread."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -153,7 +153,8 @@ def learn_rounding(layer: Layer, parameters: AdaRound, *, threads: int) -> Array
     """
     if parameters.num_iteration == 0:
         return nearest(layer)
-    soft = _learn(layer, parameters, step=parameters.step, most_rows=_ROWS, threads=threads)
+    rows = min(max(4 * layer.weight.shape[2], _FEWEST_ROWS), _MOST_ROWS)
+    soft = _learn(layer, parameters, step=parameters.step, most_rows=rows, threads=threads)
     return np.asarray(np.clip(_lower(layer) + (soft > 0.5), *layer.limits), np.float32)
 
 
