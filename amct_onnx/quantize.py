@@ -16,6 +16,7 @@ from amct_onnx.errors import ConfigError
 from amct_onnx.formats.amct_json import format_json
 from amct_onnx.formats.config_source import load_config
 from amct_onnx.formats.model_file import read_model
+from amct_onnx.kernels.adaround import AdaRound
 from amct_onnx.kernels.checks import require_int
 from amct_onnx.passes.calibration import CalibrationRun
 from amct_onnx.passes.manager import run_passes
@@ -75,11 +76,20 @@ def quantize_onnx(
         format_json(config, json_layers(state.plan))  # a layer that cannot be written down is found out now
         run_passes(FUSE, state)
     feeds = Feeds(calibration, input_specs(source.proto), state.plan.batch_num)
+    if any(isinstance(layer.weight, AdaRound) for layer in state.plan.layers.values()):
+        feeds.require_again("to learn the rounding of weights (ada_quantize)")
     expected = session.run(feeds.first, "calibration batch 0")
     del session
     require_same(state, expected, feeds.first)
     shown = _Shown(feeds, show)
-    run = CalibrationRun(feeds=shown, first=feeds.first, memory_limit=memory_limit, executor=executor)
+    run = CalibrationRun(
+        feeds=shown,
+        first=feeds.first,
+        silent=feeds,
+        track=show.track,
+        memory_limit=memory_limit,
+        executor=executor,
+    )
     run_passes(calibrate(run), state)
     state = replace(state, plan=final_plan(state))
     with show.phase("write and verify"):
