@@ -7,7 +7,7 @@ import re
 from google.protobuf import text_format
 from google.protobuf.message import Message
 
-from amct_onnx.errors import located, nearest
+from amct_onnx.errors import nearest
 from amct_onnx.formats.schema import Field, Schema
 from amct_onnx.formats.text_file import TextError, decode
 
@@ -16,6 +16,9 @@ _EXPECTED = {**_NUMBERS, "float": "a number", "bool": "true or false", "string":
 _UNKNOWN_FIELD = re.compile(r'"(?:\w+\.)*(\w+)" has no field named "(.*)"\.$', re.DOTALL)
 _FIELD_IN_FRONT = re.compile(r"(\w+)\s*(:?)\s*$")
 _FOUND = re.compile(r""""[^"\n]*"?|'[^'\n]*'?|[^\s{}<>\[\],;:"']+|\S""")
+_FIELDS_AND_BRACES = re.compile(
+    r"""\#[^\n]*|"(?:\\.|[^"\\\n])*"|'(?:\\.|[^'\\\n])*'|(?P<open>[{<])|(?P<close>[}>])|(?P<field>\w+)(?=\s*[:{<])"""
+)
 
 
 def parse_message(
@@ -32,20 +35,20 @@ def parse_message(
         allow_unknown: skip fields that the schema does not have.
 
     Raises:
-        ConfigError, RecordError: as `error` says: not UTF-8, not in the text format, or not what the schema allows.
+        ConfigError, RecordError, ModelError: as `error` says: not UTF-8, not in the text format, or not what the schema
+            allows.
     """
     text = decode(data, source, error)
     message = schema.classes[root]()
-    with located(source):
-        try:
-            text_format.Merge(text, message, allow_unknown_field=allow_unknown)
-        except text_format.ParseError as failure:
-            raise error(_explain(failure, text, schema)) from failure
-        except RecursionError as failure:
-            raise error("blocks are nested too deeply") from failure
-        # Escapes and numbers that the tokenizer accepts can still fail in the conversions behind it.
-        except (ValueError, TypeError, AttributeError, Warning) as failure:
-            raise error(f"not readable as protobuf text: {failure}") from failure
+    try:
+        text_format.Merge(text, message, allow_unknown_field=allow_unknown)
+    except text_format.ParseError as failure:
+        raise error(f"{source}: {_explain(failure, text, schema)}") from failure
+    except RecursionError as failure:
+        raise error(f"{source}: blocks are nested too deeply") from failure
+    # Escapes and numbers that the tokenizer accepts can still fail in the conversions behind it.
+    except (ValueError, TypeError, AttributeError, Warning) as failure:
+        raise error(f"{source}: not readable as protobuf text: {failure}") from failure
     return message
 
 
@@ -100,3 +103,25 @@ def _shortened(text: str) -> str:
 
 def _field_named(name: str, schema: Schema) -> Field | None:
     return next((fields[name] for fields in schema.messages.values() if name in fields), None)
+
+
+def fields_passed_over(text: str, schema: Schema, root: str) -> list[str]:
+    """The unknown fields in a text that `parse_message` took, as "line 3: kernel in ConvolutionParameter".
+
+    Nothing is said of a block whose message has no fields: those take anything.
+    """
+    found = []
+    inside: list[str | None] = [root]
+    entered: str | None = None
+    for match in _FIELDS_AND_BRACES.finditer(text):
+        if match["open"]:
+            inside.append(entered)
+        elif match["close"]:
+            inside.pop()
+        elif (name := match["field"]) is not None:
+            message = inside[-1]
+            fields = schema.messages[message] if message else {}
+            entered = fields[name].type if name in fields and fields[name].type in schema.messages else None
+            if fields and name not in fields:
+                found.append(f"line {text.count(chr(10), 0, match.start()) + 1}: {name} in {message}")
+    return found
