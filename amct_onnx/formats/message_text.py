@@ -14,6 +14,7 @@ from amct_onnx.formats.text_file import TextError, decode
 _NUMBERS = {"uint32": "a whole number from 0 to 4294967295", "int32": "a whole number from -2147483648 to 2147483647"}
 _EXPECTED = {**_NUMBERS, "float": "a number", "bool": "true or false", "string": "a quoted text"}
 _UNKNOWN_FIELD = re.compile(r'"(?:\w+\.)*(\w+)" has no field named "(.*)"\.$', re.DOTALL)
+_UNKNOWN_VALUE = re.compile(r'^Enum type "(?:\w+\.)*(\w+)" has no value')
 _FIELD_IN_FRONT = re.compile(r"(\w+)\s*(:?)\s*$")
 _FOUND = re.compile(r""""[^"\n]*"?|'[^'\n]*'?|[^\s{}<>\[\],;:"']+|\S""")
 _FIELDS_AND_BRACES = re.compile(
@@ -82,7 +83,10 @@ def _explain(failure: text_format.ParseError, text: str, schema: Schema) -> str:
         return f"{here}: the block is not closed ({reason})"
     in_front = "\n".join([*lines[: line - 1], source_line[: column - 1]])
     found = _FOUND.match(source_line[column - 1 :])
-    misfit = _misfit(in_front, _shortened(found[0]) if found else "the end of the text", schema)
+    shown = _shortened(found[0]) if found else "the end of the text"
+    misfit = _misfit(in_front, shown, schema)
+    if (unknown := _UNKNOWN_VALUE.search(reason)) and (match := _FIELD_IN_FRONT.search(in_front)):
+        misfit = f"{match[1]} must be one of {', '.join(schema.enums[unknown[1]])}, found {shown}"
     return f"{here}: {misfit} ({_shortened(reason)})"
 
 

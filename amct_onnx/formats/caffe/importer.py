@@ -143,9 +143,7 @@ def _check_blobs(layer: Layer, known: set[str]) -> None:
 def _tell_left_out(layer: Layer, results: Sequence[str]) -> None:
     if layer.type == "Silence":
         return
-    ends = (
-        f"; {', '.join(map(repr, results))} are outputs of the ONNX model, for whoever computes it" if results else ""
-    )
+    ends = f"; outputs of the ONNX model in its place: {', '.join(map(repr, results))}" if results else ""
     _log.warning("layer %r (%s) is left out%s", layer.name, layer.type, ends)
 
 
