@@ -57,8 +57,10 @@ def _model(network: Network, weights: Weights) -> onnx.ModelProto:
         raise ModelError(f"no way to convert the layers {listed}; supported types are {supported}")
     wiring = _wire(network, layers)
     blobs = {name: Blob(tensor=name, shape=shape) for name, shape in network.inputs.items()}
-    parts = GraphParts(tensors={*network.inputs, *(top for layer in layers for top in layer.tops)})
-    parts.layers.update(layer.name for layer in layers)
+    imports = [helper.make_opsetid("", _OPSET)]
+    model = onnx.ModelProto(ir_version=_IR, producer_name="amct_onnx", opset_import=imports)
+    tensors = {*network.inputs, *(top for layer in layers for top in layer.tops)}
+    parts = GraphParts(graph=model.graph, tensors=tensors, layers={layer.name for layer in layers})
     results = []
     for index, layer in enumerate(layers):
         results += [(name, blobs[name]) for name in wiring.wanted.get(index, ())]
@@ -70,7 +72,8 @@ def _model(network: Network, weights: Weights) -> onnx.ModelProto:
             site = Site(layer=layer, inputs=inputs, outputs=outputs, weights=weights, parts=parts)
             blobs.update(zip(layer.tops, _converted(site), strict=True))
     results += [(name, blobs[name]) for name in wiring.wanted[len(layers)]]
-    return _assembled(network, parts, [_result(name, blob, parts) for name, blob in dict(results).items()])
+    _close(network, model.graph, [_result(name, blob, parts) for name, blob in dict(results).items()])
+    return model
 
 
 def _distinct(layers: Sequence[Layer]) -> list[Layer]:
@@ -169,25 +172,22 @@ def _result(name: str, blob: Blob, parts: GraphParts) -> Blob:
     """The tensor of an output: of the blob's name, unless another tensor has that, as an input worked on in place."""
     if blob.tensor == name:
         return blob
-    if any(name in (*node.input, *node.output) for node in parts.nodes):
+    if any(name in (*node.input, *node.output) for node in parts.graph.node):
         _log.warning("the output for blob %r is called %r: its own name belongs to another tensor", name, blob.tensor)
         return blob
     node = helper.make_node("Identity", [blob.tensor], [name], name=unique_name(name, parts.layers))
-    parts.nodes.append(node)
+    parts.graph.node.append(node)
     return replace(blob, tensor=name)
 
 
-def _assembled(network: Network, parts: GraphParts, results: Sequence[Blob]) -> onnx.ModelProto:
+def _close(network: Network, graph: onnx.GraphProto, results: Sequence[Blob]) -> None:
+    """Give the graph its name, its outputs, and those inputs that are read."""
     if not results:
         raise ModelError("the network has no output: no layer computes anything")
-    read = {name for node in parts.nodes for name in node.input}
-    inputs = [(name, shape) for name, shape in network.inputs.items() if name in read]
-    graph = helper.make_graph(
-        parts.nodes,
-        network.name,
-        [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in inputs],
-        [helper.make_tensor_value_info(blob.tensor, TensorProto.FLOAT, blob.shape) for blob in results],
-        parts.initializers,
-    )
-    imports = [helper.make_opsetid("", _OPSET)]
-    return helper.make_model(graph, producer_name="amct_onnx", opset_imports=imports, ir_version=_IR)
+    graph.name = network.name
+    read = {name for node in graph.node for name in node.input}
+    for name, shape in network.inputs.items():
+        if name in read:
+            graph.input.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, shape))
+    for blob in results:
+        graph.output.append(helper.make_tensor_value_info(blob.tensor, TensorProto.FLOAT, blob.shape))

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from onnx import NodeProto, TensorProto, helper, numpy_helper
+from onnx import GraphProto, helper, numpy_helper
 
 from amct_onnx.errors import ModelError
 from amct_onnx.formats.caffe.network import Layer, Shape
@@ -28,17 +28,17 @@ class Blob:
 class GraphParts:
     """What was converted so far.
 
+    graph: nodes and initializers, where they stay: weights are not copied once more.
     tensors, layers: names that are taken: of tensors and of nodes.
     """
 
-    nodes: list[NodeProto] = field(default_factory=list)
-    initializers: list[TensorProto] = field(default_factory=list)
+    graph: GraphProto
     tensors: set[str] = field(default_factory=set)
     layers: set[str] = field(default_factory=set)
 
     def operator_of(self, tensor: str) -> str | None:
         """The operator that computes a tensor, None for an input."""
-        return next((node.op_type for node in reversed(self.nodes) if tensor in node.output), None)
+        return next((node.op_type for node in reversed(self.graph.node) if tensor in node.output), None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,7 +81,7 @@ class Site:
     def constant(self, role: str, values: NDArray[Any]) -> str:
         """The name of a new initializer."""
         name = self.new_tensor(role)
-        self.parts.initializers.append(numpy_helper.from_array(values, name))
+        self.parts.graph.initializer.append(numpy_helper.from_array(values, name))
         return name
 
     def number(self, role: str, value: float) -> str:
@@ -98,7 +98,7 @@ class Site:
         """Add a node that does not carry the layer's name; returns the name of its output, a new one for None."""
         output = self.new_tensor(role) if output is None else output
         name = unique_name(f"{self.layer.name}.{role}", self.parts.layers)
-        self.parts.nodes.append(helper.make_node(operator, inputs, [output], name=name, **attributes))
+        self.parts.graph.node.append(helper.make_node(operator, inputs, [output], name=name, **attributes))
         return output
 
     def emit(
@@ -106,7 +106,7 @@ class Site:
     ) -> None:
         """Add the node that carries the layer's name; it writes the layer's outputs unless others are given."""
         outputs = self.outputs if outputs is None else outputs
-        self.parts.nodes.append(helper.make_node(operator, inputs, outputs, name=self.layer.name, **attributes))
+        self.parts.graph.node.append(helper.make_node(operator, inputs, outputs, name=self.layer.name, **attributes))
 
     def new_tensor(self, role: str) -> str:
         """A free name for a tensor between nodes of this layer."""
