@@ -16,7 +16,6 @@ from amct_onnx.data import CalibrationSource, InputSpec, checked_feeds, input_sp
 from amct_onnx.errors import AmctError, ConfigError, DataError, OutputError
 
 if TYPE_CHECKING:
-    from amct_onnx.formats.model_file import ModelSource
     from amct_onnx.results import QuantizeResult
 
 _log = logging.getLogger("amct_onnx")
@@ -174,6 +173,7 @@ def _add_verify(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", help="the deploy model, an .onnx file")
     parser.add_argument("--record", help="the record file that belongs to it; lets the scales be checked")
     parser.add_argument("--float-model", help="the model before quantization; lets the biases be checked")
+    _add_weights(parser)
     parser.add_argument("--json", metavar="FILE", help="write the report as JSON too; - for standard output alone")
     parser.add_argument("--strict", action="store_true", help="exit with 1 for warnings too")
     parser.set_defaults(command=_verify)
@@ -185,6 +185,7 @@ def _add_simulate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", help="the deploy model, an .onnx file")
     parser.add_argument("--profile", default="ideal", help="ideal, fixpipe, v200 or v100; ideal without it")
     parser.add_argument("--reference", help="a float or fake-quant model to compare the outputs with")
+    _add_weights(parser)
     parser.add_argument("--save", metavar="FILE", help="an .npz file for the outputs, as <output>_<batch>")
     parser.add_argument("--batch_num", type=int, help="batches to use; all without it")
     _add_data(parser)
@@ -219,7 +220,7 @@ def _calibration(options: argparse.Namespace) -> None:
     takes_number = options.calibration_config is None and batch_num is not None
     given: dict[str, Any] = {"batch_num": batch_num} if takes_number else {}
     result = quantize_onnx(
-        _float_model(options),
+        _with_weights(options.model, options),
         options.calibration_config,
         calibration=source,
         save_path=options.save_path,
@@ -255,7 +256,11 @@ def _convert(options: argparse.Namespace) -> None:
         _show_result(result, f"fake-quant against the model that was read, {on}")
         return
     result = convert_model(
-        _float_model(options), options.record, save_path=options.save_path, data=data, wide_fusion=options.wide_fusion
+        _with_weights(options.model, options),
+        options.record,
+        save_path=options.save_path,
+        data=data,
+        wide_fusion=options.wide_fusion,
     )
     _show_result(result, f"fake-quant against float, {on}")
 
@@ -267,9 +272,11 @@ def _convert_caffe(options: argparse.Namespace) -> None:
     print(options.output)
 
 
-def _float_model(options: argparse.Namespace) -> ModelSource:
-    """What --model names, with --weights a Caffe model."""
-    return options.model if options.weights is None else (options.model, options.weights)
+def _with_weights(model: Any, options: argparse.Namespace) -> Any:
+    """The float model that an option names: with --weights a Caffe model."""
+    if options.weights is not None and model is None:
+        raise ConfigError("--weights goes with a float model, a .prototxt; none is given")
+    return model if options.weights is None else (model, options.weights)
 
 
 def _plan(options: argparse.Namespace) -> None:
@@ -283,7 +290,7 @@ def _plan(options: argparse.Namespace) -> None:
     from amct_onnx.prepare import final_plan, prepare
     from amct_onnx.report.tables import plan_table
 
-    state, _ = prepare(read_model(_float_model(options)))
+    state, _ = prepare(read_model(_with_weights(options.model, options)))
     state = replace(state, plan=make_plan(state, load_config(options.config)))
     op_types = {node.name: node.op for node in state.graph.nodes}
     run_passes(FUSE, state)
@@ -297,7 +304,7 @@ def _compare(options: argparse.Namespace) -> None:
     from amct_onnx.report.compare import compare_models
     from amct_onnx.report.tables import error_table
 
-    model = read_model(_float_model(options))
+    model = read_model(_with_weights(options.model, options))
     source, batch_num = _data_source(options)
     feeds = checked_feeds(source, input_specs(model.proto), batch_num)
     found = compare_models(model, read_model(options.quantized), feeds)
@@ -309,7 +316,9 @@ def _verify(options: argparse.Namespace) -> int:
     from amct_onnx.deploy.verify import verify_deploy_model
     from amct_onnx.report.tables import findings_table
 
-    report = verify_deploy_model(options.model, record=options.record, float_model=options.float_model)
+    report = verify_deploy_model(
+        options.model, record=options.record, float_model=_with_weights(options.float_model, options)
+    )
     if options.json == "-":
         print(report.to_json(), end="")
     else:
@@ -331,7 +340,8 @@ def _simulate(options: argparse.Namespace) -> None:
 
     model = read_model(options.model)
     session = SimulatedSession(options.model, options.profile)
-    reference = None if options.reference is None else open_session(read_model(options.reference), options.reference)
+    given = _with_weights(options.reference, options)
+    reference = None if given is None else open_session(read_model(given), options.reference)
     source, batch_num = _data_source(options)
     feeds = checked_feeds(source, input_specs(model.proto), batch_num)
     save = None if options.save is None else Path(options.save)
@@ -351,7 +361,7 @@ def _agreement(options: argparse.Namespace) -> None:
     from amct_onnx.report.agreement_page import agreement_page
     from amct_onnx.report.tables import agreement_tables
 
-    model = read_model(_float_model(options))
+    model = read_model(_with_weights(options.model, options))
     source, batch_num = _data_source(options)
     feeds = checked_feeds(source, input_specs(model.proto), batch_num)
     profiles = tuple(options.profiles or PROFILES)

@@ -67,6 +67,17 @@ def test_nodes_have_the_names_of_layers_and_the_last_one_that_writes_a_blob_its_
     assert [(entry.domain, entry.version) for entry in model.opset_import] == [("", 13)]
 
 
+def test_comments_may_be_in_any_encoding(tmp_path):
+    pair = written(tmp_path, NEW, WEIGHTS)
+    text = NEW.replace('"fc"', '"fc#1"').replace("# the end", '# 卷积 "层').encode("gbk")
+    pair[0].write_bytes(text)
+    pair[1].write_bytes(caffemodel({"conv": CONV, "fc#1": FC}))
+    assert [name for _, name, _ in nodes(read_caffe(*pair))][-1] == "fc#1"
+    pair[0].write_bytes(text.replace(b"small", "卷积".encode("gbk")))
+    with pytest.raises(ModelError, match=r"net.prototxt: not UTF-8 text"):
+        read_caffe(*pair)
+
+
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("form", ["new", "old", "unpacked", "double"])
 @pytest.mark.parametrize("old_layers", [False, True])

@@ -15,6 +15,8 @@ from hypothesis import strategies as st
 from amct_onnx.errors import ModelError
 from amct_onnx.formats.caffe.layers import LAYER_TYPES
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 EXAMPLES = settings(max_examples=30)
 seeds = st.integers(0, 2**32 - 1)
 
@@ -86,7 +88,7 @@ def test_deconvolution(window, height, width, per_group, biased, seed):
     close(found["y"], naive.deconvolution(x, w, b if biased else None, **how))
 
 
-@settings(max_examples=250)
+@settings(max_examples=150)
 @given(
     st.sampled_from(["MAX", "AVE"]),
     st.tuples(st.integers(1, 9), st.integers(1, 9)),

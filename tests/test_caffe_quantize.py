@@ -12,7 +12,7 @@ import pytest
 from caffe_files import layer, net, written
 from graphs import run
 
-from amct_onnx import compare_models, convert_model, import_caffe, quantize_onnx, verify_deploy_model
+from amct_onnx import SimulatedSession, compare_models, convert_model, import_caffe, quantize_onnx, verify_deploy_model
 from amct_onnx.cli import main
 from amct_onnx.errors import ModelError, OutputError
 from amct_onnx.formats.model_file import read_model
@@ -143,6 +143,21 @@ def test_the_numbers_are_caffe_s(pair, batches):
     np.testing.assert_allclose(run(import_caffe(*pair), {"data": batches[0]})["prob"], expected, rtol=1e-4, atol=1e-6)
 
 
+# (size, kernel, stride, pad): one AveragePool that counts its padding, one that counts none, one behind a Pad
+@pytest.mark.parametrize("sizes", [(9, 3, 2, 1), (6, 3, 2, 0), (7, 5, 4, 2)])
+def test_average_pooling_in_any_form_is_quantized_alike(sizes, tmp_path):
+    size, kernel, stride, pad = sizes
+    params = f"pooling_param {{ pool: AVE kernel_size: {kernel} stride: {stride} pad: {pad} }}"
+    pair = written(tmp_path, net({"data": (1, 4, size, size)}, layer("Pooling", params, "data", "p", "pool")), {})
+    data = list(np.random.default_rng(2).normal(size=(4, 1, 4, size, size)).astype(np.float32) + 1)
+    result = quantize_onnx(pair, calibration=data)
+    assert list(result.plan.layers) == ["pool"]
+    expected = run(result.fake_quant_model, {"data": data[0]})["p"]
+    chip = SimulatedSession(result.deploy_model, "fixpipe").run(None, {"data": data[0]})[0]
+    np.testing.assert_allclose(chip, expected, rtol=2e-3, atol=1e-3)
+    assert result.output_errors["p"].sqnr > 40
+
+
 # import_caffe
 
 
@@ -208,6 +223,9 @@ def test_the_command_line_takes_a_prototxt_and_weights(pair, batches, tmp_path, 
     assert "conv2" in capfd.readouterr().out
     models.append(tmp_path / "cli" / "net_deploy_model.onnx")
     assert status("agreement", *models, "--weights", pair[1], *data, "--profiles", "fixpipe") == 0
+    simulated = [models[-1], "--reference", pair[0], "--weights", pair[1]]
+    assert status("simulate", *simulated, *data) == 0
+    assert status("verify", models[-1], "--record", record, "--float-model", pair[0], "--weights", pair[1]) == 0
     assert status("plan", pair[0], "--weights", pair[1]) == 0
     assert "4 layers to quantize" in capfd.readouterr().out
 
@@ -222,6 +240,8 @@ def test_convert_caffe_writes_the_import(pair, tmp_path, capsys):
 def test_errors_of_the_command_line_are_explained(pair, tmp_path, capsys):
     assert status("plan", pair[0]) == 1
     assert "give both files: (prototxt, caffemodel), or --weights" in capsys.readouterr().err
+    assert status("verify", pair[0], "--weights", pair[1]) == 2
+    assert "--weights goes with a float model" in capsys.readouterr().err
     assert status("convert-caffe", pair[1], pair[0], "--output", tmp_path / "net.onnx") == 1
     assert "amct_onnx: " in capsys.readouterr().err
     assert status("convert", "--model", pair[0], "--weights", pair[1], "--save_path", tmp_path / "net") == 1

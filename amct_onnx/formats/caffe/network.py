@@ -5,14 +5,16 @@ from __future__ import annotations
 import logging
 import math
 import os
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from amct_onnx.errors import ModelError
 from amct_onnx.formats.message_text import fields_passed_over, parse_message
 from amct_onnx.formats.schema import load_schema
-from amct_onnx.formats.text_file import read_text
+from amct_onnx.formats.text_file import decode, read_text
 
 Shape = tuple[int, ...]
 
@@ -20,6 +22,8 @@ LARGEST = 2**31 - 1
 """The largest dimension, and the largest number of values, that Caffe counts up to."""
 
 _log = logging.getLogger("amct_onnx")
+
+_STRING_OR_COMMENT = re.compile(rb"""(?P<string>"(?:\\.|[^"\\\n])*"|'(?:\\.|[^'\\\n])*')|#[^\n]*""")
 
 _V1_TYPES = {
     "ABSVAL": "AbsVal",
@@ -77,7 +81,7 @@ def read_network(path: str | os.PathLike[str]) -> Network:
         ModelError: the file cannot be read, is no description of a network, or gives no shape for an input.
     """
     schema = load_schema("caffe")
-    text = read_text(path, ModelError)
+    text = _text(path)
     message: Any = parse_message(text, str(path), schema, "NetParameter", ModelError, allow_unknown=True)
     for place in fields_passed_over(text, schema, "NetParameter"):
         if not place.endswith("_param in LayerParameter"):  # those belong to types, which are judged one by one
@@ -86,6 +90,17 @@ def read_network(path: str | os.PathLike[str]) -> Network:
         return _network(message)
     except ModelError as error:
         raise ModelError(f"{path}: {error}") from error
+
+
+def _text(path: str | os.PathLike[str]) -> str:
+    """The text of a file; where comments are not UTF-8, as older editors wrote them, it comes without comments."""
+    try:
+        return read_text(path, ModelError)
+    except ModelError as error:
+        if not isinstance(error.__cause__, UnicodeError):
+            raise
+    bare = _STRING_OR_COMMENT.sub(lambda found: found["string"] or b"", Path(path).read_bytes())
+    return decode(bare, str(path), ModelError)
 
 
 def _network(message: Any) -> Network:
