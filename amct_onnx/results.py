@@ -120,7 +120,7 @@ class Target:
         files = {
             os.path.realpath(path): word
             for word, source in sources.items()
-            for path in (source if isinstance(source, (tuple, list)) else [source])
+            for path in (source if isinstance(source, tuple) else [source])
             if isinstance(path, (str, os.PathLike))
         }
         for path in map(target.path, endings):

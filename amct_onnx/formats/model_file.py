@@ -47,7 +47,7 @@ def read_model(model: ModelSource | LightModel) -> LightModel:
     if isinstance(model, LightModel):
         return model
     proto = read_without_data(model)
-    if isinstance(model, (onnx.ModelProto, tuple, list)):
+    if isinstance(model, (onnx.ModelProto, tuple)):
         return detached(proto)
     path = Path(model)
     try:
@@ -68,7 +68,7 @@ def read_without_data(model: ModelSource) -> onnx.ModelProto:
     """
     if isinstance(model, onnx.ModelProto):
         return _with_graph(model, "the model")
-    if isinstance(model, (tuple, list)):
+    if isinstance(model, tuple):
         if len(model) != 2:
             raise ModelError(f"a Caffe model is given as (prototxt, caffemodel), found {len(model)} entries")
         return read_caffe(*model)
