@@ -356,6 +356,8 @@ def test_crop(params, begin, axis):
         ("shrink_factor: 2 zoom_factor: 4", (9, 9)),
         ("height: 1 width: 1", (1, 1)),
         ("height: 5 width: 6", (5, 6)),
+        ("height: 9 width: 9 zoom_factor: 1", (5, 6)),
+        ("height: 9 width: 7 zoom_factor: 2 shrink_factor: 2", (9, 7)),
     ],
 )
 def test_interp(params, sides):

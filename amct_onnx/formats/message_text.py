@@ -110,11 +110,11 @@ def _field_named(name: str, schema: Schema) -> Field | None:
 
 
 def fields_passed_over(text: str, schema: Schema, root: str) -> list[str]:
-    """The unknown fields in a text that `parse_message` took, as "line 3: kernel in ConvolutionParameter".
+    """The unknown fields in a text that `parse_message` took, as "kernel in ConvolutionParameter (line 3 and 8 more)".
 
     Nothing is said of a block whose message has no fields: those take anything.
     """
-    found = []
+    places: dict[str, list[int]] = {}
     inside: list[str | None] = [root]
     entered: str | None = None
     for match in _FIELDS_AND_BRACES.finditer(text):
@@ -127,5 +127,7 @@ def fields_passed_over(text: str, schema: Schema, root: str) -> list[str]:
             fields = schema.messages[message] if message else {}
             entered = fields[name].type if name in fields and fields[name].type in schema.messages else None
             if fields and name not in fields:
-                found.append(f"line {text.count(chr(10), 0, match.start()) + 1}: {name} in {message}")
-    return found
+                places.setdefault(f"{name} in {message}", []).append(match.start())
+    lines = {what: text.count("\n", 0, starts[0]) + 1 for what, starts in places.items()}
+    more = {what: f" and {len(starts) - 1} more" if starts[1:] else "" for what, starts in places.items()}
+    return [f"{what} (line {line}{more[what]})" for what, line in lines.items()]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from itertools import pairwise
+from typing import Any
 
 from amct_onnx.formats.caffe.network import Shape
 from amct_onnx.formats.caffe.site import Site
@@ -125,22 +126,28 @@ def interp(site: Site) -> list[Shape]:
         raise site.error(f"its input must have 4 axes, found {list(site.shape)}")
     if params.pad_beg or params.pad_end:
         raise site.error("pad_beg and pad_end other than 0 are not supported")
+    shape = (*site.shape[:2], *_interp_sides(site, params))
+    _emit_resize(site, shape, mode="linear", coordinate_transformation_mode="align_corners")
+    return [shape]
+
+
+def _interp_sides(site: Site, params: Any) -> Shape:
+    """Height and width: those of a second input, those given, or the input's shrunk and then enlarged."""
     if len(site.inputs) == 2:
-        sides = site.inputs[1].shape[2:]
-        if len(sides) != 2:
+        if len(site.inputs[1].shape) != 4:
             raise site.error(f"its second input must have 4 axes, found {list(site.inputs[1].shape)}")
-    elif params.HasField("shrink_factor") or params.HasField("zoom_factor"):
+        return site.inputs[1].shape[2:]
+    factors = params.HasField("shrink_factor") + params.HasField("zoom_factor")
+    if params.HasField("height") and params.HasField("width") and factors != 1:  # a single factor wins over both
+        sides: Shape = (params.height, params.width)
+    elif factors:
         shrink, zoom = params.shrink_factor, params.zoom_factor
         if shrink < 1 or zoom < 1:
             raise site.error(f"shrink_factor and zoom_factor must be at least 1, found {shrink} and {zoom}")
         sides = tuple((side - 1) // shrink * zoom + 1 for side in site.shape[2:])
     else:
-        sides = (params.height, params.width)
-        if min(sides) < 1:
-            raise site.error("interp_param must give height and width, shrink_factor or zoom_factor")
-    shape = (*site.shape[:2], *sides)
-    _emit_resize(site, shape, mode="linear", coordinate_transformation_mode="align_corners")
-    return [shape]
+        raise site.error("interp_param must give height and width, shrink_factor or zoom_factor")
+    return sides
 
 
 def upsample(site: Site) -> list[Shape]:

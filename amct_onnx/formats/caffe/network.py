@@ -84,8 +84,8 @@ def read_network(path: str | os.PathLike[str]) -> Network:
     text = _text(path)
     message: Any = parse_message(text, str(path), schema, "NetParameter", ModelError, allow_unknown=True)
     for place in fields_passed_over(text, schema, "NetParameter"):
-        if not place.endswith("_param in LayerParameter"):  # those belong to types, which are judged one by one
-            _log.warning("%s: not used: %s is not known", path, place)
+        if "_param in LayerParameter" not in place:  # those belong to types, which are judged one by one
+            _log.warning("%s: not known, so not used: %s", path, place)
     try:
         return _network(message)
     except ModelError as error:
