@@ -397,7 +397,7 @@ def test_weights_of_another_network_are_told_by_their_layer(weights, complaint):
     ("content", "complaint"),
     [
         (b"", "no layer in it has weights"),
-        (NEW.encode(), "not a caffemodel, or a truncated one|no layer in it"),
+        (NEW.encode(), "not a caffemodel, or a truncated or damaged one|no layer in it"),
         (b"\x89HDF\r\n\x1a\n", "HDF5 is not read"),
         (caffemodel({"conv": [np.zeros((0,))]}), "weight must have|must have weight"),
         (b"\xa2\x06\x80\x80\x80\x80\x80\x80\x80\x80\x80\x01", "not a caffemodel"),
@@ -435,13 +435,33 @@ def test_files_that_are_not_there(tmp_path, end):
         read_caffe(*(None if path is missing else path for path in pair))
 
 
-def test_every_truncation_of_the_weights_is_an_error(tmp_path):
+@pytest.mark.parametrize("old_layers", [False, True])
+def test_every_truncation_of_the_weights_is_an_error_that_names_a_layer(tmp_path, old_layers):
+    pair = written(tmp_path, NEW, WEIGHTS, old_layers=old_layers)
+    whole = pair[1].read_bytes()
+    first = whole.index(b"conv") + 4
+    for length in range(0, len(whole), 5):
+        pair[1].write_bytes(whole[:length])
+        wanted = r"net\.caffemodel.*" + ("layer '(conv|fc)'" if length > first else "")
+        with pytest.raises(ModelError, match=wanted + r"|layer '(conv|fc)'.*net\.caffemodel"):
+            read_caffe(*pair)
+
+
+def test_damage_inside_a_layer_names_it(tmp_path):
     pair = written(tmp_path, NEW, WEIGHTS)
     whole = pair[1].read_bytes()
-    for length in range(0, len(whole), 7):
-        pair[1].write_bytes(whole[:length])
-        with pytest.raises(ModelError):
-            read_caffe(*pair)
+    inside = whole.index(b"fc") + 2 + len(b"\x12\x04Type")
+    pair[1].write_bytes(whole[:inside] + b"\x1b" + whole[inside + 1 :])
+    with pytest.raises(ModelError, match=r"damaged one: layer 'fc' in it is damaged"):
+        read_caffe(*pair)
+    pair[1].write_bytes(whole + b"\x0b")
+    with pytest.raises(ModelError, match=r"it makes no sense behind layer 'fc'"):
+        read_caffe(*pair)
+
+
+def test_files_in_the_wrong_order_are_told():
+    with pytest.raises(ModelError, match=r"the \.prototxt comes first"):
+        read_caffe("net.caffemodel", "net.prototxt")
 
 
 @settings(max_examples=150)

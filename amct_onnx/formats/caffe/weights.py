@@ -14,6 +14,7 @@ from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 
 from amct_onnx.errors import ModelError, nearest
+from amct_onnx.formats.caffe.damage import broken_place
 from amct_onnx.formats.caffe.network import Layer, Shape
 from amct_onnx.formats.schema import load_schema
 
@@ -94,11 +95,13 @@ def _parsed(path: str | os.PathLike[str]) -> Any:
         raise ModelError(f"{path}: cannot read the file: {getattr(error, 'strerror', None) or error}") from error
     if data.startswith(b"\x89HDF"):
         raise ModelError(f"{path}: HDF5 is not read; save the weights as a binary .caffemodel")
-    net = load_schema("caffe").classes["WeightsNet"]()
+    classes = load_schema("caffe").classes
+    net = classes["WeightsNet"]()
     try:
         net.ParseFromString(data)
     except (DecodeError, UnicodeDecodeError) as error:
-        raise ModelError(f"{path}: not a caffemodel, or a truncated one: {error}") from error
+        place = broken_place(data, classes)
+        raise ModelError(f"{path}: not a caffemodel, or a truncated or damaged one: {place}") from error
     return net
 
 
