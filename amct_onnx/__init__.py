@@ -7,12 +7,12 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from amct_onnx.caffe import import_caffe as import_caffe
     from amct_onnx.config import LayerConfig as LayerConfig
     from amct_onnx.config import NuqConfig as NuqConfig
     from amct_onnx.config import QuantConfig as QuantConfig
     from amct_onnx.config import TensorConfig as TensorConfig
     from amct_onnx.convert import convert_model as convert_model
-    from amct_onnx.convert import import_caffe as import_caffe
     from amct_onnx.convert import import_qdq as import_qdq
     from amct_onnx.deploy.simulate import SimulatedSession as SimulatedSession
     from amct_onnx.deploy.verify import VerifyReport as VerifyReport
@@ -37,8 +37,9 @@ if TYPE_CHECKING:
 
 # Where each name lives. Loaded on first use: importing the package stays cheap.
 _HOMES = {
+    "amct_onnx.caffe": "import_caffe",
     "amct_onnx.config": "LayerConfig NuqConfig QuantConfig TensorConfig",
-    "amct_onnx.convert": "convert_model import_caffe import_qdq",
+    "amct_onnx.convert": "convert_model import_qdq",
     "amct_onnx.deploy.simulate": "SimulatedSession",
     "amct_onnx.deploy.verify": "VerifyReport verify_deploy_model",
     "amct_onnx.kernels.adaround": "AdaRound",

@@ -1,27 +1,17 @@
-"""Models without calibration: from the scales of a record file or of a QDQ model; and ONNX models from Caffe's."""
+"""Ascend models from scales that are known already: those of a record file, or of a QDQ model."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import onnx
 
 from amct_onnx.data import CalibrationSource, Feed, checked_feeds, input_specs, random_feeds
-from amct_onnx.errors import (
-    DataError,
-    ModelError,
-    NotAvailableError,
-    OutputError,
-    RecordError,
-    located,
-    nearest,
-)
-from amct_onnx.formats.caffe.importer import read_caffe
-from amct_onnx.formats.model_file import ModelSource, read_model, staged, write_model
+from amct_onnx.errors import DataError, ModelError, NotAvailableError, RecordError, located, nearest
+from amct_onnx.formats.model_file import ModelSource, read_model
 from amct_onnx.formats.record import LayerRecord, read_record
 from amct_onnx.kernels.quant_params import QuantParams
 from amct_onnx.passes.convert_opset import inlined
@@ -35,7 +25,7 @@ from amct_onnx.passes.read_qdq import Pair, Reading, read_qdq
 from amct_onnx.passes.session import Session, open_session
 from amct_onnx.passes.shapes import infer_types
 from amct_onnx.passes.state import QuantPlan, QuantState
-from amct_onnx.passes.weights import LightModel, detached
+from amct_onnx.passes.weights import LightModel
 from amct_onnx.planning import GivenLayer, plan_given, why_not_layer
 from amct_onnx.prepare import final_plan, prepare, require_same, runnable
 from amct_onnx.results import CONVERTED_FILES, QuantizeResult, Target, finish, make_results
@@ -87,41 +77,6 @@ def convert_model(
         raise RecordError(f"{record}: record of {name!r}: {reason}")
     state = replace(state, plan=final_plan(state))
     return finish(state, make_results(state), target, expected, feed, measure_layers=False)
-
-
-def import_caffe(
-    prototxt: str | os.PathLike[str],
-    caffemodel: str | os.PathLike[str],
-    save_path: str | os.PathLike[str] | None = None,
-) -> onnx.ModelProto:
-    """Turn a Caffe model, as it is at test phase, into an ONNX model of the same names and numbers.
-
-    The functions of this package take `(prototxt, caffemodel)` as a model too, and do this by themselves.
-
-    Args:
-        prototxt: the description of the network, as it is deployed: with the shapes of its inputs.
-        caffemodel: its weights, in binary form.
-        save_path: the .onnx file to write, replacing one that is there; None writes nothing.
-
-    Returns:
-        The model, of opset 13: docs/caffe.md says what its nodes and tensors are called.
-
-    Raises:
-        ModelError: a file cannot be read, or a layer is not supported or does not fit its input or its weights; the
-            message names the layer.
-        OutputError: the file cannot be written, or is one of those that are read.
-    """
-    model = read_caffe(prototxt, caffemodel)
-    if save_path is not None:
-        if not isinstance(save_path, (str, os.PathLike)) or not os.path.basename(save_path):
-            raise OutputError(f"save_path is {save_path!r}; give the path of an .onnx file")
-        for source in (prototxt, caffemodel):
-            if os.path.realpath(source) == os.path.realpath(save_path):
-                raise OutputError(f"{save_path}: is read; choose another save_path")
-        path = Path(save_path)
-        with staged(path.parent, [path.name]) as folder:
-            write_model(detached(model), folder / path.name)
-    return model
 
 
 def import_qdq(

@@ -176,9 +176,16 @@ def test_the_import_never_replaces_what_it_reads(tmp_path):
     assert contents(tmp_path) == before
 
 
-@pytest.mark.parametrize("target", ["", 3, "folder/"])
+def test_a_link_leads_to_the_file_to_write(pair, tmp_path):
+    (tmp_path / "link.onnx").symlink_to(tmp_path / "real.onnx")
+    import_caffe(*pair, tmp_path / "link.onnx")
+    assert (tmp_path / "link.onnx").is_symlink()
+    assert (tmp_path / "real.onnx").is_file()
+
+
+@pytest.mark.parametrize("target", ["", 3, "folder/", "a\0b"])
 def test_a_target_that_is_no_file_is_refused(pair, target):
-    with pytest.raises(OutputError, match=r"give the path of an \.onnx file"):
+    with pytest.raises(OutputError, match=r"give the path of an \.onnx file|no file can have"):
         import_caffe(*pair, target)
 
 
@@ -238,6 +245,11 @@ def test_convert_caffe_writes_the_import(pair, tmp_path, capsys):
 def test_errors_of_the_command_line_are_explained(pair, tmp_path, capsys):
     assert status("plan", pair[0]) == 1
     assert "give both files: (prototxt, caffemodel), or --weights" in capsys.readouterr().err
+    before = pair[1].read_bytes()
+    data = tmp_path.parent / "none.npz"
+    assert status("agreement", pair[0], "a", "b", "--weights", pair[1], "--data", data, "--json", pair[1]) == 1
+    assert "would overwrite what is read" in capsys.readouterr().err
+    assert pair[1].read_bytes() == before
     assert status("verify", pair[0], "--weights", pair[1]) == 2
     assert "--weights goes with a float model" in capsys.readouterr().err
     assert status("convert-caffe", pair[1], pair[0], "--output", tmp_path / "net.onnx") == 1

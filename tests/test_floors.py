@@ -16,7 +16,7 @@ FLOORS = [
     ["formats"],
     ["deploy", "planning", "report"],
     ["prepare", "results"],
-    ["convert", "quantize"],
+    ["caffe", "convert", "quantize"],
     ["cli"],
     ["__init__", "__main__"],
 ]
