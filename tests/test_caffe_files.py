@@ -160,6 +160,24 @@ def test_losses_and_accuracies_leave_what_they_read_as_outputs(caplog):
     assert "layer 'loss' (SoftmaxWithLoss) is left out; outputs of the ONNX model in its place: 'flat'" in caplog.text
 
 
+def test_what_is_left_out_may_read_what_is_passed_on_or_changed_in_place_later(caplog):
+    text = net(
+        {"data": X.shape, "label": (1,)},
+        layer("TanH", "", "data", "a", "tanh"),
+        layer("Dropout", "", "a", "dropped", "drop"),
+        layer("Split", "", "label", "label_a", "split"),
+        layer("EuclideanLoss", "", "dropped label_a", "loss", "loss"),
+        layer("Mystery", "", "loss", "more", "of no type that is known"),
+        layer("HingeLoss", "", "a label", "hinge", "hinge"),
+        layer("AbsVal", "", "a", "a", "abs"),
+    )
+    found = run(imported(text), {"data": X})
+    assert sorted(found) == ["a", "dropped", "tanh.out"]
+    np.testing.assert_allclose(found["dropped"], np.tanh(X), rtol=1e-6)
+    np.testing.assert_allclose(found["a"], np.abs(np.tanh(X)), rtol=1e-6)
+    assert "output for blob 'a' is called 'tanh.out'" in caplog.text
+
+
 def test_the_end_of_a_detector_is_left_to_the_caller(caplog):
     prior = "prior_box_param { min_size: 30 max_size: 60 aspect_ratio: 2 flip: true variance: 0.1 }"
     text = net(

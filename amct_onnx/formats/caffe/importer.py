@@ -53,11 +53,11 @@ def read_caffe(prototxt: str | os.PathLike[str], caffemodel: str | os.PathLike[s
 
 def _model(network: Network, weights: Weights) -> onnx.ModelProto:
     layers = _distinct(network.layers)
-    if unknown := [layer for layer in layers if not is_known(layer)]:
+    wiring = _wire(network, layers)
+    if unknown := [layer for i, layer in enumerate(layers) if i not in wiring.left_out and not is_known(layer)]:
         listed = ", ".join(f"{layer.name!r} ({layer.type})" for layer in unknown)
         supported = ", ".join(sorted({*LAYER_TYPES, *PASSING, "Input"}))
         raise ModelError(f"no way to convert the layers {listed}; supported types are {supported}")
-    wiring = _wire(network, layers)
     blobs = {name: Blob(tensor=name, shape=shape) for name, shape in network.inputs.items()}
     imports = [helper.make_opsetid("", _OPSET)]
     model = onnx.ModelProto(ir_version=_IR, producer_name="amct_onnx", opset_import=imports)
@@ -74,7 +74,7 @@ def _model(network: Network, weights: Weights) -> onnx.ModelProto:
             site = Site(layer=layer, inputs=inputs, outputs=outputs, weights=weights, parts=parts)
             blobs.update(zip(layer.tops, _converted(site), strict=True))
     results += [(name, blobs[name]) for name in wiring.wanted[len(layers)]]
-    _close(network, model.graph, [_result(name, blob, parts) for name, blob in dict(results).items()])
+    _close(network, model.graph, [_result(name, blob, parts) for name, blob in dict.fromkeys(results)])
     return model
 
 
@@ -109,7 +109,7 @@ class _Wiring:
 def _wire(network: Network, layers: Sequence[Layer]) -> _Wiring:
     wiring = _Wiring()
     known, missing = set(network.inputs), set[str]()  # blobs that are written; those that are left to the caller
-    unread: dict[str, None] = {}
+    computed, unread = set[str](), dict[str, None]()
     for index, layer in enumerate(layers):
         _check_blobs(layer, known)
         if layer.type not in SIZES_ONLY:
@@ -117,13 +117,15 @@ def _wire(network: Network, layers: Sequence[Layer]) -> _Wiring:
                 unread.pop(name, None)
         if is_head(layer) or missing.intersection(layer.bottoms):
             wiring.left_out.add(index)
-            found = [name for name in layer.bottoms if name in wiring.last_writers and name not in missing]
+            found = [name for name in layer.bottoms if name in computed and name not in missing]
             wiring.wanted[index] = [] if layer.type in NOT_READING else found
             missing.update(layer.tops)
             _tell_left_out(layer, wiring.wanted[index])
         else:
             missing.difference_update(layer.tops)
             unread.update(dict.fromkeys(layer.tops))
+            if layer.type not in PASSING or computed.intersection(layer.bottoms):
+                computed.update(layer.tops)
             if layer.type not in PASSING:
                 wiring.last_writers.update(dict.fromkeys(layer.tops, index))
         known.update(layer.tops)
