@@ -9,15 +9,12 @@ import onnx
 
 from amct_onnx.data import CalibrationSource, Feed, checked_feeds, input_specs, random_feeds
 from amct_onnx.errors import DataError, ModelError, RecordError, located
-from amct_onnx.formats.model_file import read_model
+from amct_onnx.formats.model_file import ModelSource, read_model
 from amct_onnx.formats.record import read_record
 from amct_onnx.given import given_layers, given_tensors
 from amct_onnx.passes.convert_opset import inlined
 from amct_onnx.passes.graph import Array, Graph
-from amct_onnx.passes.layers import (
-    spatial_axes,
-    why_not_16_bits,
-)
+from amct_onnx.passes.layers import spatial_axes, why_not_16_bits
 from amct_onnx.passes.manager import run_passes
 from amct_onnx.passes.pipelines import BEFORE_READING, FUSE, GIVEN
 from amct_onnx.passes.protos import all_graphs
@@ -32,7 +29,7 @@ from amct_onnx.results import CONVERTED_FILES, QuantizeResult, Target, finish, m
 
 
 def convert_model(
-    model: str | os.PathLike[str] | onnx.ModelProto,
+    model: ModelSource,
     record: str | os.PathLike[str],
     *,
     save_path: str | os.PathLike[str] | None = None,
@@ -42,7 +39,7 @@ def convert_model(
     """Quantize a float model with the scales and offsets of a record file: nothing is calibrated.
 
     Args:
-        model: an .onnx file, or a model in memory, which stays untouched.
+        model: an .onnx file, a Caffe model as (prototxt, caffemodel), or a model in memory, which stays untouched.
         record: AMCT's record file. The layers that it gives factors for are quantized with just these, all others stay
             float; where it says `skip_fusion`, BatchNormalization stays behind the layer.
         save_path: directory and prefix of the files to write; None keeps the results in memory.

@@ -8,14 +8,12 @@ from concurrent.futures import Executor
 from dataclasses import replace
 from typing import Any
 
-import onnx
-
 from amct_onnx.config import QuantConfig, with_options
 from amct_onnx.data import CalibrationSource, Feed, Feeds, input_specs
 from amct_onnx.errors import ConfigError
 from amct_onnx.formats.amct_json import format_json
 from amct_onnx.formats.config_source import load_config
-from amct_onnx.formats.model_file import read_model
+from amct_onnx.formats.model_file import ModelSource, read_model
 from amct_onnx.kernels.adaround import AdaRound
 from amct_onnx.kernels.checks import require_int
 from amct_onnx.passes.calibration import CalibrationRun
@@ -29,7 +27,7 @@ from amct_onnx.results import FILES, QDQ_FILE, QuantizeResult, Target, finish, j
 
 
 def quantize_onnx(
-    model: str | os.PathLike[str] | onnx.ModelProto,
+    model: ModelSource,
     cfg: str | os.PathLike[str] | Mapping[str, Any] | QuantConfig | None = None,
     *,
     calibration: CalibrationSource | None = None,
@@ -44,7 +42,7 @@ def quantize_onnx(
     """Quantize a float ONNX model after training.
 
     Args:
-        model: an .onnx file, or a model in memory, which stays untouched.
+        model: an .onnx file, a Caffe model as (prototxt, caffemodel), or a model in memory, which stays untouched.
         cfg: a .cfg or JSON file of AMCT, a dict in the shape of either, a QuantConfig, or None for the engine's own
             preset.
         calibration: representative inputs; `amct_onnx.data` lists the forms that are taken.

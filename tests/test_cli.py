@@ -24,7 +24,7 @@ ROOT = Path(amct_onnx.__file__).parents[1]
 DIGITS = ROOT / "models" / "digits"
 FILES = ("deploy_model.onnx", "fake_quant_model.onnx", "record.txt", "config.json")
 LAYERS = ["stem.conv", "depthwise.conv", "pointwise.conv", "down.conv", "pool", "classifier"]
-COMMANDS = ("calibration", "convert", "plan", "compare", "verify", "simulate", "agreement")
+COMMANDS = ("calibration", "convert", "convert-caffe", "plan", "compare", "verify", "simulate", "agreement")
 
 
 @pytest.fixture(autouse=True)
