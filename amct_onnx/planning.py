@@ -28,6 +28,7 @@ from amct_onnx.passes.layers import (
     has_weight,
     is_depthwise,
     is_product,
+    is_recurrent,
     spatial_axes,
     why_not,
     why_not_4_bits,
@@ -105,6 +106,7 @@ class GivenLayer:
     factors: what its weight is multiplied by and its input divided by, [Cin]; empty for no balancing.
     cluster: the integers that are left to its weight; empty for all.
     is_cut: its dequantization scale is cut to 19 bits.
+    hidden, recurrent: of the hidden state of an LSTM or GRU, and of the weight that it is multiplied by; else None.
     """
 
     activation: QuantParams
@@ -112,6 +114,8 @@ class GivenLayer:
     factors: tuple[float, ...] = ()
     cluster: tuple[int, ...] = ()
     is_cut: bool = False
+    hidden: QuantParams | None = None
+    recurrent: QuantParams | None = None
 
 
 def plan_given(
@@ -151,6 +155,8 @@ def plan_given(
                 weight=weight,
                 balancer=scales.factors or None,
                 cluster=scales.cluster,
+                hidden=scales.hidden,
+                recurrent=scales.recurrent,
             )
         else:
             skipped[node.name] = why_not_layer(node, types) or reasons.get(node.name, otherwise)
@@ -315,6 +321,9 @@ class _Request:
         if self.block.balancer is not None and not has_weight(self.node):
             self._cannot("dmq_balancer", "it has no weight to balance with")
             return None
+        if self.block.balancer is not None and is_recurrent(self.node):
+            self._cannot("dmq_balancer", "only layers with one weight are balanced")
+            return None
         return self.block.balancer
 
 
@@ -386,6 +395,7 @@ def _nothing_left(skipped: dict[str, str], disabled: dict[str, LayerPlan]) -> st
     shown = [f"{name!r}: {skipped[name]}" for name in disabled]
     shown += [f"{name!r}: {reason}" for name, reason in skipped.items() if not reason.endswith("can be quantized")]
     if not shown:
-        return "the model has no layer that can be quantized: no Conv, ConvTranspose, Gemm, MatMul or AveragePool"
+        kinds = "no Conv, ConvTranspose, Gemm, MatMul, AveragePool, LSTM or GRU"
+        return f"the model has no layer that can be quantized: {kinds}"
     more = f"; and {len(shown) - 5} more" if len(shown) > 5 else ""
     return f"no layer is left to quantize: {'; '.join(dict.fromkeys(shown[:5]))}{more}"

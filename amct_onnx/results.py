@@ -56,11 +56,14 @@ class LayerParams:
     weight: scale of its weight, [] or [Cout], or of its second input where that is an activation; None for a layer
         without either.
     balance: what the weight was multiplied by for each input channel, [Cin]; None where it was not balanced.
+    hidden, recurrent: of the hidden state of an LSTM or GRU, and of the weight that it is multiplied by; else None.
     """
 
     activation: QuantParams
     weight: QuantParams | None
     balance: NDArray[np.float32] | None = None
+    hidden: QuantParams | None = None
+    recurrent: QuantParams | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -204,7 +207,21 @@ def _record(state: QuantState, layer: LayerPlan) -> LayerRecord:
         cluster=tuple(int(centre) for centre in state.clusters.get(layer.name, ())),
         wts_type=None if weight is None else f"INT{weight.num_bits}",
         fakequant_precision_mode="FORCE_FP16_QUANT" if layer.name in state.plan.cut_scales else None,
+        **_state_fields(state, layer.name),
     )
+
+
+def _state_fields(state: QuantState, layer: str) -> dict[str, Any]:
+    """What a record says of the hidden state of an LSTM or GRU and its weight."""
+    if layer not in state.hidden:
+        return {}
+    hidden, recurrent = state.hidden[layer], state.recurrent[layer].scale.ravel()
+    return {
+        "scale_h": float(hidden.scale),
+        "offset_h": int(hidden.offset),
+        "scale_r": tuple(float(s) for s in recurrent),
+        "offset_r": (0,) * len(recurrent),
+    }
 
 
 def json_layers(plan: QuantPlan) -> dict[str, tuple[bool, LayerConfig]]:
@@ -343,6 +360,8 @@ def _result(state: QuantState, found: Comparison, given: Mapping[str, Any]) -> Q
                 activation=state.activations[name],
                 weight=state.weights.get(name),
                 balance=state.balances.get(name),
+                hidden=state.hidden.get(name),
+                recurrent=state.recurrent.get(name),
             )
             for name in (*plan.layers, *(tensor.key for tensor in plan.tensors))
         },

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from amct_onnx.config import QuantConfig
-from amct_onnx.passes.insert_dequant import INSERT_DEQUANT, scale_of
+from amct_onnx.passes.insert_dequant import INSERT_DEQUANT, terms_of
 from amct_onnx.passes.insert_quant import INSERT_QUANT
 from amct_onnx.passes.manager import run_passes
 
@@ -152,7 +152,7 @@ def test_the_words_hold_the_scale_and_the_bias_is_a_multiple_of_it(activation, w
     state, result = inserted(source, {"conv": (10.0**activation, 0)})
     arrays = initializers(result)
     conv = next(node for node in state.graph.nodes if node.name == "conv")
-    scale = scale_of(state, conv)
+    scale = terms_of(state, conv)[0].scale
     assert (arrays["conv.dequant.param"] >> np.uint64(32) == 0).all()
     np.testing.assert_array_equal(arrays["conv.dequant.param"].astype(np.uint32).view(np.float32), scale)
     np.testing.assert_allclose(arrays["b"] * scale.astype(np.float64), bias, rtol=0, atol=float(scale.max()) * 0.51)

@@ -21,9 +21,10 @@ from amct_onnx.kernels.ifmr import Ifmr, IfmrObserver
 from amct_onnx.kernels.quant_params import QuantParams, round_to_fp16
 from amct_onnx.passes.calibration import CalibrationRun, Sizes, why_unusable
 from amct_onnx.passes.invariants import ACTIVATIONS_KNOWN, PLANNED, STANDARD_ONLY, WEIGHTS_KNOWN
-from amct_onnx.passes.layers import is_product
+from amct_onnx.passes.layers import is_product, is_recurrent
 from amct_onnx.passes.observation import Feed, Watch
 from amct_onnx.passes.quantize_weights import with_fake_weights
+from amct_onnx.passes.recurrent_layers import INITIAL_H
 from amct_onnx.passes.resources import available_cores
 from amct_onnx.passes.state import Pass, QuantPlan, QuantState
 
@@ -39,8 +40,8 @@ def observe(run: CalibrationRun) -> Pass:
         del model
         state.softened.clear()  # as large as the weights, and of no more use
         with ThreadPoolExecutor(available_cores()) as threads:
-            for (_, _, places), found in zip(served, threads.map(_search, served), strict=True):
-                _conclude(state, places, found)
+            for (_, observer, places), found in zip(served, threads.map(_search, served), strict=True):
+                _conclude(state, _with_seen_state(state, observer, places), found)
         _join(state, served)
 
     return Pass(
@@ -59,8 +60,8 @@ def warm_up_beside(plan: QuantPlan) -> None:
 
 
 _Range = IfmrObserver | HfmgObserver
-_Place = tuple[str, bool]
-"""A layer or a tensor that is planned by itself; whether it is the second input of the layer."""
+_Place = tuple[str, dict[str, QuantParams]]
+"""A layer or a tensor that is planned by itself; the column of the table that its parameters go into."""
 
 _Served = tuple[Watch, _Range, list[_Place]]
 
@@ -73,11 +74,13 @@ def _layers_by_watch(state: QuantState, first: Feed) -> list[_Served]:
     wanted: list[tuple[_Place, str, Ifmr | Hfmg | QuantParams]] = []
     for layer in state.layers():
         node = nodes[layer.name]
-        wanted.append(((layer.name, False), node.inputs[0].name, layer.activation))
+        wanted.append(((layer.name, state.activations), node.inputs[0].name, layer.activation))
         if is_product(node):
-            wanted.append(((layer.name, True), node.inputs[1].name, layer.activation))
+            wanted.append(((layer.name, state.weights), node.inputs[1].name, layer.activation))
+        if is_recurrent(node):
+            wanted.append(((layer.name, state.hidden), node.inputs[INITIAL_H].name, layer.activation))
     for own in state.tensors():
-        wanted.append(((own.key, False), nodes[own.node].inputs[own.index].name, own.activation))
+        wanted.append(((own.key, state.activations), nodes[own.node].inputs[own.index].name, own.activation))
     for place, tensor, activation in wanted:
         key = (tensor, activation)
         if key not in found:
@@ -98,15 +101,39 @@ def _observer_for(activation: Ifmr | Hfmg | QuantParams) -> _Range:
     return HfmgObserver(activation, asymmetric=asymmetric)
 
 
+_SMALLEST = np.float32(2.0**-22)
+"""The scale of activations that are all but zero: above what the chip takes, and a square of what fp16 holds."""
+
+
 def _search(served: _Served) -> QuantParams | str:
     """What was found, or why nothing can be."""
     watch, observer, _ = served
-    return why_unusable(watch) or observer.params()
+    return why_unusable(watch) or _usable(observer)
+
+
+def _usable(observer: _Range) -> QuantParams:
+    """What an observer found, but for ranges so small that AMCT gives them the scale 1, which rounds all to zero."""
+    found = observer.params()
+    low, high = observer.extent
+    if found.scale != 1.0 or not 0 < max(-low, high) < 0.5:
+        return found
+    offset = np.clip(np.rint(found.q_min - low / _SMALLEST), found.q_min, found.q_max) if observer.asymmetric else 0
+    return replace(found, scale=np.asarray(_SMALLEST), offset=np.asarray(offset, np.int32))
+
+
+def _with_seen_state(state: QuantState, observer: _Range, places: Iterable[_Place]) -> list[_Place]:
+    """`places` without the hidden states of which nothing but zeros was seen: these layers stay float."""
+    if observer.extent != (0.0, 0.0):
+        return list(places)
+    for name, column in places:
+        if column is state.hidden:
+            state.left_float[name] = "its initial_h is zero on all calibration data, which says nothing of later states"
+    return [(name, column) for name, column in places if column is not state.hidden]
 
 
 def _join(state: QuantState, served: Iterable[_Served]) -> None:
     """Give the two inputs of a node that are to share a scale the one that fits what was seen of both."""
-    observers = {name: observer for _, observer, places in served for name, _ in places}
+    observers = {name: observer for _, observer, places in served for name, _ in places}  # tensors have one each
     pairs: dict[str, list[str]] = {}
     for tensor in state.plan.tensors:
         if tensor.joint:
@@ -120,16 +147,16 @@ def _join(state: QuantState, served: Iterable[_Served]) -> None:
         merged: Any = deepcopy(first)  # a layer may have it too
         if second is not first:
             merged.merge(second)
-        _conclude(state, [(key, False) for key in keys], merged.params())
+        _conclude(state, [(key, state.activations) for key in keys], merged.params())
 
 
 def _conclude(state: QuantState, places: Iterable[_Place], found: QuantParams | str) -> None:
     """Write the parameters into the table, or leave the layers float where there are none."""
-    for name, is_second in places:
+    for name, column in places:
         if isinstance(found, str):
             state.left_float[name] = found
             continue
         kept = found
         if state.plan.fp16_scales:
             kept = replace(found, scale=np.asarray(round_to_fp16(found.scale), np.float32))
-        (state.weights if is_second else state.activations)[name] = kept
+        column[name] = kept

@@ -19,6 +19,7 @@ from amct_onnx.passes.normalise_gemm import NORMALISE_GEMM
 from amct_onnx.passes.observe import observe
 from amct_onnx.passes.pack_int4 import PACK_INT4
 from amct_onnx.passes.quantize_weights import FIND_WEIGHT_SCALES, STORE_INTEGER_WEIGHTS
+from amct_onnx.passes.recurrent import FAKE_RECURRENT, REPLACE_RECURRENT
 from amct_onnx.passes.remove_identities import REMOVE_IDENTITIES
 from amct_onnx.passes.round_weights import round_weights
 from amct_onnx.passes.soften_weights import soften_weights
@@ -69,10 +70,10 @@ INTEGER: tuple[Pass, ...] = (
 )
 """Rewrites the float graph into one of integer layers between Ascend's operators."""
 
-DEPLOY: tuple[Pass, ...] = (*INTEGER, PACK_INT4)
+DEPLOY: tuple[Pass, ...] = (*INTEGER, PACK_INT4, REPLACE_RECURRENT)
 """Rewrites the float graph into Ascend's deploy form."""
 
-FAKE_QUANT: tuple[Pass, ...] = (*INTEGER, LOWER_ASCEND)
+FAKE_QUANT: tuple[Pass, ...] = (*INTEGER, FAKE_RECURRENT, LOWER_ASCEND)
 """Rewrites the float graph into one of standard operators that computes what the chip will."""
 
 QDQ: tuple[Pass, ...] = (INSERT_QDQ,)

@@ -30,6 +30,8 @@ class LayerPlan:
         ignores it; where input 1 is an activation, it holds what is given for that.
     balancer: moves outliers from the input to the weight; or its factors, where they are given; None for no balancing.
     cluster: the integers that are left to the weight, where they are given; else empty.
+    hidden, recurrent: of an LSTM or GRU, what is given for its hidden state and for what that is multiplied by; else
+        None: they are found as the others are.
     """
 
     name: str
@@ -38,6 +40,8 @@ class LayerPlan:
     weight: Arq | AdaRound | Nuq | QuantParams
     balancer: Dmq | tuple[float, ...] | None = None
     cluster: tuple[int, ...] = ()
+    hidden: QuantParams | None = None
+    recurrent: QuantParams | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,6 +107,8 @@ class QuantState:
     balances: layer -> what its weight was multiplied by and its input divided by, [Cin].
     activations: layer, or key of a tensor that is quantized by itself -> parameters of its input.
     weights: layer -> parameters of its weight, or of the second input where it multiplies two activations.
+    hidden: LSTM or GRU -> parameters of its hidden state, initial_h.
+    recurrent: LSTM or GRU -> parameters of the weight that its hidden state is multiplied by, R.
     softened: layer -> its weight, softly rounded, that activations are observed behind; in its own layout and type.
     clusters: layer -> the integers that NUQ leaves to its weight, int8, ascending.
     rounded: layer -> its weight as integers, where they are not the nearest; int8, output channels first.
@@ -116,6 +122,8 @@ class QuantState:
     balances: dict[str, NDArray[np.float32]] = field(default_factory=dict)
     activations: dict[str, QuantParams] = field(default_factory=dict)
     weights: dict[str, QuantParams] = field(default_factory=dict)
+    hidden: dict[str, QuantParams] = field(default_factory=dict)
+    recurrent: dict[str, QuantParams] = field(default_factory=dict)
     softened: dict[str, NDArray[np.floating[Any]]] = field(default_factory=dict)
     clusters: dict[str, NDArray[np.int8]] = field(default_factory=dict)
     rounded: dict[str, NDArray[np.int8]] = field(default_factory=dict)
