@@ -95,6 +95,7 @@ class QuantConfig:
     do_fusion: fold BatchNormalization into the layer in front of it.
     wide_fusion: also behind ConvTranspose, Gemm and MatMul, which AMCT does not do.
     balance_batches: batches that DMQ looks at; None for all. AMCT, and so its files, look at the first alone.
+    recurrent_layers: quantize LSTM and GRU too, as AMCT does; else only those that override_layer_configs names.
     fold_balancers: fold DMQ's Mul into what produces the input where that can be, which AMCT does not do.
     skip_layers, skip_layer_types: what stays float, by name and by type.
     skip_fusion_layers: layers whose BatchNormalization is not folded.
@@ -111,6 +112,7 @@ class QuantConfig:
     joint_quant: bool = False
     do_fusion: bool = True
     wide_fusion: bool = False
+    recurrent_layers: bool = True
     balance_batches: int | None = None
     fold_balancers: bool = False
     skip_layers: tuple[str, ...] = ()
@@ -128,7 +130,14 @@ class QuantConfig:
         for name in ("batch_num", "balance_batches"):
             if getattr(self, name) is not None:
                 require_int(name, getattr(self, name), low=1)
-        for name in ("activation_offset", "joint_quant", "do_fusion", "wide_fusion", "fold_balancers"):
+        for name in (
+            "activation_offset",
+            "joint_quant",
+            "do_fusion",
+            "wide_fusion",
+            "recurrent_layers",
+            "fold_balancers",
+        ):
             require_bool(name, getattr(self, name))
         for name in ("skip_layers", "skip_layer_types", "skip_fusion_layers", "only_layers"):
             value = getattr(self, name)
@@ -193,5 +202,5 @@ def _blocks(name: str, value: object) -> Mapping[str, LayerConfig]:
     return MappingProxyType(dict(value))
 
 
-OWN_PRESET = QuantConfig(wide_fusion=True)
+OWN_PRESET = QuantConfig(wide_fusion=True, recurrent_layers=False)
 """What the engine does when it is asked for nothing."""

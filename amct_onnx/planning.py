@@ -38,8 +38,12 @@ from amct_onnx.passes.shapes import TensorType, infer_types
 from amct_onnx.passes.state import LayerPlan, QuantPlan, QuantState, TensorPlan
 from amct_onnx.planning_tensors import plan_tensors
 
-_NOT_ASKED = (
+_PRODUCT_NOT_ASKED = (
     "both of its inputs are computed at run time; such a MatMul is quantized only where override_layer_configs names it"
+)
+_RECURRENT_NOT_ASKED = (
+    "LSTM and GRU are quantized only where a configuration asks for it: give recurrent_layers=True, or name it in "
+    "override_layer_configs"
 )
 
 
@@ -64,8 +68,8 @@ def make_plan(state: QuantState, config: QuantConfig) -> QuantPlan:
             if node.name in config.override_layer_configs and node.name not in _disabled_by_list(config):
                 raise ConfigError(f"override_layer_configs names {node.name!r}, which cannot be quantized: {reason}")
             continue
-        if is_product(node) and node.name not in config.override_layer_configs:
-            skipped[node.name] = _NOT_ASKED
+        if node.name not in config.override_layer_configs and (reason := _why_not_asked(node, config)):
+            skipped[node.name] = reason
             continue
         decided = _Request.of(node, wishes).decide()
         if reason := _why_disabled(node, config):
@@ -344,6 +348,13 @@ def _why_not_type(node: Node, types: dict[str, TensorType]) -> str | None:
         if is_product(node) and known.shape is not None and len(known.shape) < 2:
             return "one of its inputs has less than 2 axes; Ascend multiplies matrices"
     return None
+
+
+def _why_not_asked(node: Node, config: QuantConfig) -> str | None:
+    """Why a layer stays float that is quantized only where it is asked for."""
+    if is_product(node):
+        return _PRODUCT_NOT_ASKED
+    return _RECURRENT_NOT_ASKED if is_recurrent(node) and not config.recurrent_layers else None
 
 
 def _why_disabled(node: Node, config: QuantConfig) -> str | None:

@@ -16,7 +16,8 @@ from amct_onnx.data import input_specs, random_feeds
 from amct_onnx.formats.record import read_record
 
 GOLDEN = Path(__file__).parent / "golden" / "ptq"
-CASES = sorted(path.parent for path in GOLDEN.glob("*/model.onnx"))
+ROUNDED = "residual_ada"  # its integers are learned, and a record holds none
+CASES = sorted(path.parent for path in GOLDEN.glob("*/model.onnx") if path.parent.name != ROUNDED)
 DIGITS = Path(amct_onnx.__file__).parents[1] / "models" / "digits"
 FILES = ("deploy_model.onnx", "fake_quant_model.onnx", "record.txt")
 REWRITTEN = ("Mul", "AscendQuant", "AscendDequant", "Conv", "ConvTranspose", "Gemm", "MatMul", "AveragePool")
