@@ -95,6 +95,7 @@ class QuantConfig:
     do_fusion: fold BatchNormalization into the layer in front of it.
     wide_fusion: also behind ConvTranspose, Gemm and MatMul, which AMCT does not do.
     balance_batches: batches that DMQ looks at; None for all. AMCT, and so its files, look at the first alone.
+    global_pools: quantize GlobalAveragePool where the size of its input is fixed, as an AveragePool; AMCT does not.
     recurrent_layers: quantize LSTM and GRU too, as AMCT does; else only those that override_layer_configs names.
     fold_balancers: fold DMQ's Mul into what produces the input where that can be, which AMCT does not do.
     skip_layers, skip_layer_types: what stays float, by name and by type.
@@ -112,6 +113,7 @@ class QuantConfig:
     joint_quant: bool = False
     do_fusion: bool = True
     wide_fusion: bool = False
+    global_pools: bool = False
     recurrent_layers: bool = True
     balance_batches: int | None = None
     fold_balancers: bool = False
@@ -135,6 +137,7 @@ class QuantConfig:
             "joint_quant",
             "do_fusion",
             "wide_fusion",
+            "global_pools",
             "recurrent_layers",
             "fold_balancers",
         ):

@@ -13,6 +13,7 @@ from amct_onnx.formats.model_file import ModelSource, read_model
 from amct_onnx.formats.record import read_record
 from amct_onnx.given import given_layers, given_tensors
 from amct_onnx.passes.convert_opset import inlined
+from amct_onnx.passes.fix_global_pools import fix_global_pools
 from amct_onnx.passes.graph import Array, Graph
 from amct_onnx.passes.layers import spatial_axes, why_not_16_bits
 from amct_onnx.passes.manager import run_passes
@@ -58,6 +59,7 @@ def convert_model(
     records = read_record(record)
     target = None if save_path is None else Target.of(save_path, {"model": model, "record": record}, CONVERTED_FILES)
     state, session = prepare(source)
+    run_passes((fix_global_pools(records),), state)  # a record that names one was made with global_pools
     with located(str(record)):
         given = given_layers(state, records)
         tensors = given_tensors(state, records, given)

@@ -17,6 +17,7 @@ from amct_onnx.formats.model_file import ModelSource, read_model
 from amct_onnx.kernels.adaround import AdaRound
 from amct_onnx.kernels.checks import require_int
 from amct_onnx.passes.calibration import CalibrationRun
+from amct_onnx.passes.fix_global_pools import fix_global_pools
 from amct_onnx.passes.manager import run_passes
 from amct_onnx.passes.observe import warm_up_beside
 from amct_onnx.passes.pipelines import FUSE, calibrate
@@ -68,6 +69,8 @@ def quantize_onnx(
     target = None if save_path is None else Target.of(save_path, {"model": model}, (*FILES, QDQ_FILE) if qdq else FILES)
     with show.phase("prepare"):
         state, session = prepare(source)
+        if config.global_pools:
+            run_passes((fix_global_pools(),), state)
         state = replace(state, plan=make_plan(state, config))
         if executor is None:  # else its processes may be forked off while the thread holds locks
             warm_up_beside(state.plan)

@@ -184,6 +184,8 @@ def why_not(node: Node) -> str | None:
     """Why a node cannot be quantized, as a sentence, or None where it can."""
     if not is_standard(node):
         return f"{node.domain}.{node.op} is not an operator that can be quantized"
+    if node.op == "GlobalAveragePool":
+        return "GlobalAveragePool is quantized only with global_pools=True, as an AveragePool"
     if node.op not in QUANTIZABLE:
         return f"{node.op} is not an operator that can be quantized"
     return _OBJECTIONS[node.op](node)
