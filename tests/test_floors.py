@@ -12,11 +12,11 @@ FLOORS = [
     ["errors"],
     ["kernels"],
     ["passes"],
-    ["config", "data", "progress"],
+    ["config", "data", "progress", "retrain_config"],
     ["formats"],
     ["deploy", "planning", "report"],
     ["prepare", "results"],
-    ["convert", "quantize"],
+    ["convert", "quantize", "retrain"],
     ["cli"],
     ["__init__", "__main__"],
 ]
