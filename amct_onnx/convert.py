@@ -69,7 +69,7 @@ def convert_model(
         )
     state = replace(state, plan=plan)
     run_passes(FUSE, state)
-    feed, expected = _run_once(session, source, data)
+    feed, expected = run_once(session, source, data)
     del session
     require_same(state, expected, feed)
     run_passes(GIVEN, state)
@@ -104,7 +104,7 @@ def import_qdq(
     target = None if save_path is None else Target.of(save_path, {"model": model}, CONVERTED_FILES)
     # onnxruntime's optimizer rounds more than these models say, float weights behind rounded inputs for one
     session = open_session(runnable(source), "the model", optimize=False)
-    feed, expected = _run_once(session, source, data)
+    feed, expected = run_once(session, source, data)
     plain, reading = _read(source)
     state, session = prepare(plain)
     state.gone.update(reading.gone)
@@ -173,7 +173,7 @@ def _concluded(state: QuantState, plan: QuantPlan, pair: Pair) -> QuantPlan:
     return replace(plan, skipped=skipped, notes=notes)
 
 
-def _run_once(session: Session, source: LightModel, data: CalibrationSource | None) -> tuple[Feed, dict[str, Array]]:
+def run_once(session: Session, source: LightModel, data: CalibrationSource | None) -> tuple[Feed, dict[str, Array]]:
     """A feed, and what the model that is read makes of it.
 
     Raises:

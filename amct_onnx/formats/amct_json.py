@@ -65,6 +65,15 @@ def parse_json(text: str | bytes, source: str) -> QuantConfig:
     Raises:
         ConfigError: not JSON, a key given twice, or what `config_from_json_object` raises.
     """
+    return config_from_json_object(json_value(text, source), source)
+
+
+def json_value(text: str | bytes, source: str) -> Any:
+    """The value that a JSON text writes.
+
+    Raises:
+        ConfigError: not JSON, or a key given twice; the message names `source` and the place in it.
+    """
     text = decode(text, source, ConfigError)
     with located(source):
         try:
@@ -77,7 +86,7 @@ def parse_json(text: str | bytes, source: str) -> QuantConfig:
             raise
         except ValueError as failure:  # an integer of more digits than Python reads
             raise ConfigError(f"not readable as JSON: {failure}") from failure
-    return config_from_json_object(found, source)
+    return found
 
 
 def config_from_json_object(found: object, source: str) -> QuantConfig:

@@ -37,7 +37,7 @@ def _find_scales(state: QuantState) -> None:
         else:
             assert isinstance(layer.weight, Arq), "the plan lets no other algorithm through"
             params = arq(weight, axis=0 if layer.weight.channel_wise else None, num_bits=layer.weight.num_bits)
-        state.weights[layer.name] = _with_usable_scales(params, weight)
+        state.weights[layer.name] = with_usable_scales(params, weight)
 
 
 def require_finite(state: QuantState, node: Node) -> None:
@@ -53,7 +53,7 @@ def require_finite(state: QuantState, node: Node) -> None:
             raise ModelError(f"the {what} {holder.inputs[index].name!r} of layer {node.name!r} holds {kind}")
 
 
-def _with_usable_scales(params: QuantParams, weight: Array) -> QuantParams:
+def with_usable_scales(params: QuantParams, weight: Array) -> QuantParams:
     """Give channels whose weights are all but zero the scale of the others.
 
     AMCT sets their scale to 1; the bias, on scale_d * scale_w, would then be rounded as coarsely as the activations.

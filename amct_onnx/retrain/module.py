@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -127,15 +128,15 @@ class OnnxModule(nn.Module):
             remaining.setdefault(name, []).append(key)
         self._order = [(name, remaining[name].pop(0)) for name, _ in _stored(self._source.proto)]
 
-    def trained_model(self) -> LightModel:
-        """The model with the present values of parameters and statistics."""
+    def trained_model(self, instead: Mapping[str, Tensor] = MappingProxyType({})) -> LightModel:
+        """The model with the present values of parameters and statistics, or for those named with others."""
         proto = onnx.ModelProto()
         proto.CopyFrom(self._source.proto)
         weights = dict(self._source.weights)
         for (name, key), (_, tensor) in zip(self._order, _stored(proto), strict=True):
             if self.names.get(name) is None:
                 continue
-            values = self._fetch(key).detach().cpu().numpy()
+            values = instead.get(name, self._fetch(key)).detach().cpu().numpy()
             if np.array_equal(values, self._values(name, tensor), equal_nan=True):
                 continue  # the bytes stay as they are
             if name in weights:
