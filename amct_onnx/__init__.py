@@ -33,6 +33,15 @@ if TYPE_CHECKING:
     from amct_onnx.quantize import quantize_onnx as quantize_onnx
     from amct_onnx.report.compare import compare_models as compare_models
     from amct_onnx.results import QuantizeResult as QuantizeResult
+    from amct_onnx.retrain.module import to_onnx as to_onnx
+    from amct_onnx.retrain.module import to_torch as to_torch
+    from amct_onnx.retrain.quantization import create_quant_retrain_config as create_quant_retrain_config
+    from amct_onnx.retrain.quantization import create_quant_retrain_model as create_quant_retrain_model
+    from amct_onnx.retrain.quantization import restore_quant_retrain_model as restore_quant_retrain_model
+    from amct_onnx.retrain.quantization import retrain_onnx as retrain_onnx
+    from amct_onnx.retrain.quantization import save_quant_retrain_model as save_quant_retrain_model
+    from amct_onnx.retrain_config import RetrainConfig as RetrainConfig
+    from amct_onnx.retrain_config import RetrainLayerConfig as RetrainLayerConfig
 
 # Where each name lives. Loaded on first use: importing the package stays cheap.
 _HOMES = {
@@ -51,8 +60,16 @@ _HOMES = {
     "amct_onnx.quantize": "quantize_onnx",
     "amct_onnx.report.compare": "compare_models",
     "amct_onnx.results": "QuantizeResult",
+    "amct_onnx.retrain_config": "RetrainConfig RetrainLayerConfig",
+}
+# Those that need the extra `retrain`: torch is large, so `import *` does not bring them.
+_TRAINING_HOMES = {
+    "amct_onnx.retrain.module": "to_onnx to_torch",
+    "amct_onnx.retrain.quantization": "create_quant_retrain_config create_quant_retrain_model "
+    "restore_quant_retrain_model retrain_onnx save_quant_retrain_model",
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names.split()}
+_TRAINING_HOME_OF = {name: home for home, names in _TRAINING_HOMES.items() for name in names.split()}
 
 __all__ = sorted(_HOME_OF)
 __version__ = "0.1.0"
@@ -61,9 +78,10 @@ logging.getLogger("amct_onnx").addHandler(logging.NullHandler())
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOME_OF:
+    home = _HOME_OF.get(name) or _TRAINING_HOME_OF.get(name)
+    if home is None:
         raise AttributeError(f"module 'amct_onnx' has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOME_OF[name]), name)
+    return getattr(importlib.import_module(home), name)
 
 
 def __dir__() -> list[str]:

@@ -14,11 +14,16 @@ ROOT = Path(amct_onnx.__file__).parents[1]
 NAMES = [
     *("AdaRound", "AmctError", "Arq", "ConfigError", "DataError", "Dmq", "Hfmg", "Ifmr", "LayerConfig", "ModelError"),
     *("NotAvailableError", "Nuq", "NuqConfig", "OutputError", "PassError", "QuantConfig", "QuantizeResult"),
+    *("RetrainConfig", "RetrainLayerConfig"),
     *("RecordError", "SimulatedSession", "TensorConfig", "VerifyReport", "compare_models", "convert_model"),
     *("import_qdq", "quantize_onnx"),
     "verify_deploy_model",
 ]
-HEAVY = ("onnxruntime", "numba", "onnx", "onnx_graphsurgeon", "numpy", "google.protobuf", "rich")
+TRAINING_NAMES = [
+    *("create_quant_retrain_config", "create_quant_retrain_model", "restore_quant_retrain_model", "retrain_onnx"),
+    *("save_quant_retrain_model", "to_onnx", "to_torch"),
+]
+HEAVY = ("torch", "onnxruntime", "numba", "onnx", "onnx_graphsurgeon", "numpy", "google.protobuf", "rich")
 
 
 def python(code):
@@ -81,7 +86,23 @@ def test_type_checkers_see_the_same_names_as_users():
     text = Path(amct_onnx.__file__).read_text(encoding="utf-8")
     handed_on = re.findall(r"^ {4}from [\w.]+ import (\w+) as (\w+)$", text, re.MULTILINE)
     assert all(name == alias for name, alias in handed_on)
-    assert sorted(name for name, _ in handed_on) == sorted(NAMES)
+    assert sorted(name for name, _ in handed_on) == sorted([*NAMES, *TRAINING_NAMES])
+
+
+@pytest.mark.parametrize("name", TRAINING_NAMES)
+def test_the_names_for_training_can_be_had_and_are_explained(name):
+    pytest.importorskip("torch")
+    found = getattr(amct_onnx, name)
+    assert found.__name__ == name
+    assert found.__doc__
+
+
+def test_without_torch_the_error_names_the_extra():
+    code = (
+        "import sys; sys.modules['torch'] = None; import amct_onnx\n"
+        "try: amct_onnx.to_torch\nexcept amct_onnx.NotAvailableError as error: print(error)"
+    )
+    assert python(code).endswith("which is not installed: pip install 'amct_onnx[retrain]'")
 
 
 @pytest.mark.parametrize(

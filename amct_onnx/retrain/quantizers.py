@@ -23,7 +23,7 @@ class ActivationQuantizer(nn.Module):
     Attributes:
         clip_max, clip_min: the limits, parameters of shape [].
         clip_max_before, clip_min_before: of the last training step, to fall back on where the two cross.
-            is_initialized: whether they were found.
+        is_initialized: whether they were found.
         seen: batches that they were looked for on.
     """
 
