@@ -17,6 +17,7 @@ from amct_onnx.retrain.planning import RetrainLayer, RetrainPlan  # noqa: E402
 from amct_onnx.retrain.quantizers import ActivationQuantizer  # noqa: E402
 from amct_onnx.retrain_config import ArqRetrain, UlqActivation  # noqa: E402
 
+torch.set_num_threads(1)  # the tensors are small
 GOLDEN = Path(__file__).parent / "golden" / "retrain"
 CASES = json.loads((GOLDEN / "ops.json").read_text(encoding="utf-8"))
 ARRAYS = np.load(GOLDEN / "ops.npz")

@@ -13,6 +13,7 @@ torch = pytest.importorskip("torch")
 
 from amct_onnx import DataError, ModelError, NotAvailableError, to_onnx, to_torch  # noqa: E402
 
+torch.set_num_threads(1)  # the tensors are small
 RNG = np.random.default_rng(0)
 
 
