@@ -23,7 +23,6 @@ from amct_onnx.retrain_config import (
     ArqRetrain,
     RetrainConfig,
     RetrainLayerConfig,
-    SelectivePrune,
     UlqActivation,
     require_widths,
 )
@@ -36,22 +35,20 @@ class RetrainLayer:
     """The decision for one layer.
 
     name, op_type: the node.
-    activation, weight: as asked for, with `channel_wise` decided; None where the layer is not quantized.
+    activation, weight: as asked for, with `channel_wise` decided.
     fixed_min: whether the lower limit of the activations stays at zero.
     symmetric: whether the activations have no offset.
     axis, group: where the output channels of the weight are, and in how many groups.
-    prune: single weights that are kept at zero; None for none.
     """
 
     name: str
     op_type: str
-    activation: UlqActivation | None
-    weight: ArqRetrain | None
+    activation: UlqActivation
+    weight: ArqRetrain
     fixed_min: bool
     symmetric: bool
     axis: int
     group: int
-    prune: SelectivePrune | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -34,7 +34,7 @@ class QuantRetrainModule(OnnxModule):
 
     def _with_quantizers(self, step: Step) -> list[Step]:
         layer = self.plan.layers.get(step.name)
-        if layer is None or layer.activation is None:
+        if layer is None:
             return [step]
         x, weight, *others = step.inputs
         x_step, x = self._quantized_activation(layer, x)

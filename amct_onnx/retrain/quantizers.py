@@ -30,7 +30,6 @@ class ActivationQuantizer(nn.Module):
     def __init__(self, layer: RetrainLayer, plan: RetrainPlan) -> None:
         super().__init__()
         activation = layer.activation
-        assert activation is not None, "the layer is quantized"
         self.layer_name, self.batch_num, self.fp16_scales = layer.name, plan.batch_num, plan.fp16_scales
         self.num_bits, self.symmetric, self.fixed_min = activation.num_bits, layer.symmetric, layer.fixed_min
         is_given = activation.clip_max is not None
@@ -127,7 +126,6 @@ class WeightQuantizer(nn.Module):
     def __init__(self, layer: RetrainLayer, channels: int) -> None:
         super().__init__()
         weight = layer.weight
-        assert weight is not None, "the layer is quantized"
         self.axis, self.group = layer.axis, layer.group
         self.num_bits, self.channel_wise = weight.num_bits, bool(weight.channel_wise)
         self.learned = isinstance(weight, UlqRetrain)
