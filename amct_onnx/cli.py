@@ -138,6 +138,9 @@ def _add_convert(parser: argparse.ArgumentParser) -> None:
         help="with --record: fold BatchNormalization behind ConvTranspose, Gemm and MatMul too, as `calibration` does "
         "without a configuration",
     )
+    parser.add_argument(
+        "--no_fusion", action="store_true", help="with --record: fold nothing, as a configuration without do_fusion does"
+    )
     _add_data(parser)
     parser.set_defaults(command=_convert, batch_num=None)
 
@@ -262,8 +265,9 @@ def _convert(options: argparse.Namespace) -> None:
     data = _data_source(options)[0] if has_data else None
     on = "first batch" if has_data else "random numbers: says little about accuracy"
     if options.record is None:
-        if options.wide_fusion:
-            raise ConfigError("--wide_fusion goes with --record: nothing is folded in a model that is quantized")
+        for option, is_given in (("--wide_fusion", options.wide_fusion), ("--no_fusion", options.no_fusion)):
+            if is_given:
+                raise ConfigError(f"{option} goes with --record: nothing is folded in a model that is quantized")
         if options.weights is not None:
             raise ConfigError("--weights goes with --record: a Caffe model holds no scales")
         result = import_qdq(options.model, save_path=options.save_path, data=data)
@@ -274,6 +278,7 @@ def _convert(options: argparse.Namespace) -> None:
         options.record,
         save_path=options.save_path,
         data=data,
+        do_fusion=not options.no_fusion,
         wide_fusion=options.wide_fusion,
     )
     _show_result(result, f"fake-quant against float, {on}")

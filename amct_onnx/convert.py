@@ -34,6 +34,7 @@ def convert_model(
     *,
     save_path: str | os.PathLike[str] | None = None,
     data: CalibrationSource | None = None,
+    do_fusion: bool = True,
     wide_fusion: bool = False,
 ) -> QuantizeResult:
     """Quantize a float model with the scales and offsets of a record file: nothing is calibrated.
@@ -45,6 +46,7 @@ def convert_model(
         save_path: directory and prefix of the files to write; None keeps the results in memory.
         data: inputs whose first batch the result is run on; `amct_onnx.data` lists the forms that are taken. None for
             random numbers in the shapes of the model's inputs.
+        do_fusion: fold BatchNormalization into Conv; False where the record was made with that option off.
         wide_fusion: fold BatchNormalization behind ConvTranspose, Gemm and MatMul too, as it was done where the record
             was made by this engine with that option on.
 
@@ -70,6 +72,7 @@ def convert_model(
             {},
             "the record has no factors for it",
             tensors=tensors,
+            do_fusion=do_fusion,
             wide_fusion=wide_fusion,
             skip_fusion=skip_fusion,
         )
