@@ -233,6 +233,37 @@ def test_16_bits_come_in_where_the_chip_takes_them(tmp_path):
     assert min(error.sqnr for error in result.output_errors.values()) > 60
 
 
+@pytest.mark.parametrize(("kind", "zero"), [("INT4", 0), ("UINT4", 8)])
+@pytest.mark.parametrize("from_floats", [False, True], ids=["integers", "floats"])
+def test_4_bit_weights_come_in_as_8_bit_ones_of_the_same_values(kind, zero, from_floats):
+    text = """
+    g (float[2, 6, 8, 8] x) => (float[2, 8, 8, 8] y) {
+      [q] a = QuantizeLinear(x, s, z) [d] b = DequantizeLinear(a, s, z)
+      [dw] wd = DequantizeLinear<axis = 0>(w, sw, zw)
+      [conv] y = Conv<pads = [1, 1, 1, 1]>(b, wd)
+    }
+    """
+    rng = np.random.default_rng(0)
+    scales, levels = np.linspace(0.1, 0.3, 8, dtype=np.float32), rng.integers(-8, 8, (8, 6, 3, 3))
+    weights = {"s": np.float32(0.05), "z": np.int8(3), "sw": scales}
+    if from_floats:
+        text = text.replace("[dw]", "[qw] w = QuantizeLinear<axis = 0>(floats, sw, zw) [dw]")
+        weights["floats"] = levels.astype(np.float32) * scales.reshape(-1, 1, 1, 1)
+    source = model(text, weights, opset=21, ir=10)
+    number = getattr(onnx.TensorProto, kind)
+    if not from_floats:
+        source.graph.initializer.append(
+            onnx.helper.make_tensor("w", number, levels.shape, (levels + zero).ravel().tolist())
+        )
+    source.graph.initializer.append(onnx.helper.make_tensor("zw", number, [8], [zero] * 8))
+    result = import_qdq(source, data=[{"x": rng.normal(size=(2, 6, 8, 8)).astype(np.float32)}])
+    assert result.params["conv"].weight.num_bits == 8
+    np.testing.assert_array_equal(result.params["conv"].weight.scale, scales)
+    stored = initializers(result.deploy_model)
+    (found,) = [stored[node.input[1]] for node in result.deploy_model.graph.node if node.name == "conv"]
+    np.testing.assert_array_equal(found, levels)
+
+
 def test_pairs_that_no_layer_uses_are_told_of(tmp_path):
     path, feeds = of_onnxruntime("base", tmp_path, activation_type=INT8, weight_type=INT8)
     result = import_qdq(path, data=feeds)
