@@ -139,7 +139,7 @@ def _add_convert(parser: argparse.ArgumentParser) -> None:
         "without a configuration",
     )
     parser.add_argument(
-        "--no_fusion", action="store_true", help="with --record: fold nothing, as a configuration without do_fusion does"
+        "--no_fusion", action="store_true", help="with --record: fold nothing, as a run without do_fusion does"
     )
     _add_data(parser)
     parser.set_defaults(command=_convert, batch_num=None)
