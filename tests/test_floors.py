@@ -17,6 +17,7 @@ FLOORS = [
     ["deploy", "planning", "report"],
     ["prepare", "results"],
     ["convert", "quantize"],
+    ["stepwise"],
     ["cli"],
     ["__init__", "__main__"],
 ]
