@@ -12,6 +12,7 @@ import _thread
 import logging
 import sys
 from threading import Lock, Timer
+from types import FrameType
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -27,7 +28,7 @@ from amct_onnx.stepwise.record_state import BALANCING, CALIBRATION, note_failure
 
 _log = logging.getLogger("amct_onnx")
 
-_observing: WeakKeyDictionary[object, Observing] = WeakKeyDictionary()
+_opened: WeakKeyDictionary[object, Observing] = WeakKeyDictionary()
 _lock = Lock()
 
 _LATER = 0.1
@@ -37,7 +38,7 @@ _LATER = 0.1
 def _see(array: NDArray[Any], settings: str) -> NDArray[np.float32]:
     """What the operators do. An exception would end the process, for it would be thrown through C++."""
     try:
-        _observing_of(_running_session()).see(observation_of(settings), array)
+        _observing().see(observation_of(settings), array)
     except KeyboardInterrupt as error:
         _note(settings, error)
         Timer(_LATER, _thread.interrupt_main).start()  # back in the user's loop it does no harm
@@ -51,19 +52,21 @@ def _see_widened(array: NDArray[Any], settings: str) -> NDArray[np.float32]:
     return _see(array[0], settings)
 
 
-def _running_session() -> object:
-    frame = sys._getframe()
-    while (caller := frame.f_back) is not None:
-        frame = caller
+def _observing() -> Observing:
+    """The observers of the session that is running."""
+    frame: FrameType | None = sys._getframe()
+    while frame is not None:
         session = frame.f_locals.get("self")
-        if isinstance(session, onnxruntime.InferenceSession):
-            return session
-    raise ModelError("onnxruntime runs the model in another thread; use run(), and ORT_SEQUENTIAL as execution mode")
+        if isinstance(session, onnxruntime.InferenceSession) and not _is_parallel(session):
+            with _lock:
+                return _opened.setdefault(session, Observing())
+        frame = frame.f_back
+    raise ModelError("the session runs its nodes in other threads; use run(), and ORT_SEQUENTIAL as execution mode")
 
 
-def _observing_of(session: object) -> Observing:
-    with _lock:
-        return _observing.setdefault(session, Observing())
+def _is_parallel(session: onnxruntime.InferenceSession) -> bool:
+    """Whether it runs some nodes in other threads."""
+    return bool(session.get_session_options().execution_mode == onnxruntime.ExecutionMode.ORT_PARALLEL)
 
 
 def _note(settings: str, error: BaseException) -> None:
