@@ -14,14 +14,15 @@ from stepwise_flow import LOOPS, Files, feeds_of, run_all
 import amct_onnx as amct
 from amct_onnx.formats.record import parse_record, read_record
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 GOLDEN = Path(__file__).parent / "golden" / "ptq"
 FLOWS = [
     ("mixed_default", "AMCT_SO"),
     ("mixed_fp16_scale", "calibration_session"),
     ("mixed_hfmg", "AMCT_SO"),
     ("mixed_int7_int6", "calibration_session"),
-    ("mixed_no_fusion", "AMCT_SO"),
-    ("mixed_skips_overrides", "calibration_session"),
+    ("mixed_skips_overrides", "AMCT_SO"),
     ("residual_dmq", "AMCT_SO"),
     ("residual_dmq_hfmg_03", "calibration_session"),
     ("zoo_default", "AMCT_SO"),

@@ -199,7 +199,7 @@ def test_after_an_error_our_session_takes_no_more(files, monkeypatch):
         patch.setattr(observing.Observing, "_see", raising(ValueError("no room")))
         with pytest.raises(ValueError, match="no room"):
             session.run(None, feeds(1)[0])
-    with pytest.raises(amct.DataError, match=r"an earlier batch failed \(no room\); open a new session"):
+    with pytest.raises(amct.DataError, match=r"an earlier batch failed \(ValueError no room\); open a new session"):
         session.run(None, feeds(1)[0])
 
 
