@@ -202,3 +202,18 @@ def fewest_loss(counts: dict[int, int], number: int) -> int:
             for end in range(len(values) + 1)
         }
     return best[len(values)]
+
+
+def unpacked(pairs: list[int]) -> list[int]:
+    """Signed bytes as two 4-bit integers each, the one in the low half first."""
+    halves = [half for byte in pairs for half in (byte % 16, byte % 256 // 16)]
+    return [half - 16 if half > 7 else half for half in halves]
+
+
+def packed(levels: list[int]) -> list[int]:
+    """4-bit integers in pairs, the first in the low half of a signed byte."""
+    found = []
+    for low, high in zip(levels[0::2], levels[1::2], strict=True):
+        byte = (low % 16) + 16 * (high % 16)
+        found.append(byte - 256 if byte > 127 else byte)
+    return found

@@ -436,8 +436,8 @@ def request_that_a_layer_cannot_honour(folder):
 
 @case
 def request_that_is_not_available(folder):
-    text = "common_config { arq_quantize { } ifmr_quantize { } } joint_quant: true"
-    return configured(folder, NotAvailableError, ["joint_quant"], text)
+    text = "common_config { ada_quantize { } ifmr_quantize { } }"
+    return configured(folder, NotAvailableError, ["'conv1'", "ada_quantize"], text)
 
 
 def configured_by_json(folder, parts, found, error=ConfigError):

@@ -221,9 +221,17 @@ def test_what_the_chip_has_not_stays_float_with_a_reason(tmp_path):
     assert result.plan.skipped["head"] == "its weight has a scale for each channel; Ascend takes one for Gemm"
     assert "head" in {node.name for node in result.deploy_model.graph.node}
     assert min(error.sqnr for error in result.output_errors.values()) > 30
+
+
+def test_16_bits_come_in_where_the_chip_takes_them(tmp_path):
     path, feeds = of_onnxruntime("base", tmp_path, activation_type=INT16, weight_type=INT8)
-    with pytest.raises(ModelError, match=r"no layer is left to quantize: 'conv1': its input is quantized to int16"):
-        import_qdq(path, data=feeds)
+    result = import_qdq(path, data=feeds)
+    assert {name: result.params[name].activation.num_bits for name in result.plan.layers} == {
+        "conv1": 16,
+        "conv2": 16,
+        "head": 16,
+    }
+    assert min(error.sqnr for error in result.output_errors.values()) > 60
 
 
 def test_pairs_that_no_layer_uses_are_told_of(tmp_path):
