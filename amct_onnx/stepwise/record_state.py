@@ -45,7 +45,7 @@ def note_failure(path: Path, phase: str, reason: str) -> None:
     text = read_text(path, RecordError)
     found = _PROGRESS.match(text) or _FAILURE.match(text)
     rest = text[found.end() :] if found is not None else text
-    write_files({path: f"# {phase} failed: {' '.join(reason.split())}\n{rest}"})
+    write_files({path: _failure(phase, reason) + rest})
 
 
 def write_scales(path: Path, scales: Scales, tensors: Sequence[str]) -> None:
@@ -65,13 +65,22 @@ def write_scales(path: Path, scales: Scales, tensors: Sequence[str]) -> None:
     for name in scales.left_float:
         records.pop(name, None)
     records |= {name: tensor_record(scales.activations[name]) for name in tensors if name not in scales.left_float}
-    write_files({path: format_record(records)})
+    _write(path, CALIBRATION, records)
 
 
 def write_balances(path: Path, factors: Mapping[str, NDArray[np.float32]]) -> None:
     """Write a record file of DMQ's factors."""
     records = {name: LayerRecord(tensor_balance_factor=tuple(map(float, found))) for name, found in factors.items()}
-    write_files({path: format_record(records)})
+    _write(path, BALANCING, records)
+
+
+def _write(path: Path, phase: str, records: Mapping[str, LayerRecord]) -> None:
+    nothing = _failure(phase, "no layer has an input that anything could be found from: all are NaN, inf or empty")
+    write_files({path: format_record(records) or nothing})
+
+
+def _failure(phase: str, reason: str) -> str:
+    return f"# {phase} failed: {' '.join(reason.split())}\n"
 
 
 def read_complete(path: Path, phase: str) -> dict[str, LayerRecord]:
