@@ -1,7 +1,6 @@
 """The command line: what it takes in AMCT's form and in its own, and what it prints where."""
 
 import json
-import logging
 import os
 import re
 import shutil
@@ -26,15 +25,6 @@ FILES = ("deploy_model.onnx", "fake_quant_model.onnx", "record.txt", "config.jso
 PRINTED = (*FILES, "quant.json")
 LAYERS = ["stem.conv", "depthwise.conv", "pointwise.conv", "down.conv", "pool", "classifier"]
 COMMANDS = ("calibration", "convert", "plan", "compare", "verify", "simulate", "agreement", "completion")
-
-
-@pytest.fixture(autouse=True)
-def log_as_before():
-    """The command line sets up the log of the process; the next test shall not see it."""
-    log = logging.getLogger("amct_onnx")
-    before = log.handlers[:], log.level, log.propagate
-    yield
-    log.handlers[:], log.level, log.propagate = before
 
 
 def status(*arguments):

@@ -1,6 +1,5 @@
 """docs/cli.md: its examples run as they stand; and what `--help` and the completion of shells know."""
 
-import logging
 import re
 import shlex
 import shutil
@@ -30,15 +29,6 @@ def examples(text):
 
 
 BLOCKS = "\n".join(re.findall(r"```bash\n(.*?)```", PAGE, re.S))
-
-
-@pytest.fixture(autouse=True)
-def log_as_before():
-    """The command line sets up the log of the process; the next test shall not see it."""
-    log = logging.getLogger("amct_onnx")
-    before = log.handlers[:], log.level, log.propagate
-    yield
-    log.handlers[:], log.level, log.propagate = before
 
 
 @pytest.fixture
