@@ -10,15 +10,12 @@ import onnx
 
 from amct_onnx.data import CalibrationSource, Feed, checked_feeds, input_specs, random_feeds
 from amct_onnx.errors import DataError, ModelError, RecordError, located
-from amct_onnx.formats.model_file import read_model
+from amct_onnx.formats.model_file import ModelSource, read_model
 from amct_onnx.formats.record import read_record
 from amct_onnx.given import given_layers, given_tensors
 from amct_onnx.passes.convert_opset import inlined
 from amct_onnx.passes.graph import Array, Graph
-from amct_onnx.passes.layers import (
-    spatial_axes,
-    why_not_16_bits,
-)
+from amct_onnx.passes.layers import spatial_axes, why_not_16_bits
 from amct_onnx.passes.manager import run_passes
 from amct_onnx.passes.pipelines import BEFORE_READING, FUSE, GIVEN
 from amct_onnx.passes.protos import all_graphs
@@ -33,22 +30,24 @@ from amct_onnx.results import CONVERTED_FILES, QuantizeResult, Target, finish, m
 
 
 def convert_model(
-    model: str | os.PathLike[str] | onnx.ModelProto,
+    model: ModelSource,
     record: str | os.PathLike[str],
     *,
     save_path: str | os.PathLike[str] | None = None,
     data: CalibrationSource | None = None,
+    do_fusion: bool = True,
     wide_fusion: bool = False,
 ) -> QuantizeResult:
     """Quantize a float model with the scales and offsets of a record file: nothing is calibrated.
 
     Args:
-        model: an .onnx file, or a model in memory, which stays untouched.
+        model: an .onnx file, a Caffe model as (prototxt, caffemodel), or a model in memory, which stays untouched.
         record: AMCT's record file. The layers that it gives factors for are quantized with just these, all others stay
             float; where it says `skip_fusion`, BatchNormalization stays behind the layer.
         save_path: directory and prefix of the files to write; None keeps the results in memory.
         data: inputs whose first batch the result is run on; `amct_onnx.data` lists the forms that are taken. None for
             random numbers in the shapes of the model's inputs.
+        do_fusion: fold BatchNormalization into Conv; False where the record was made with that option off.
         wide_fusion: fold BatchNormalization behind ConvTranspose, Gemm and MatMul too, as it was done where the record
             was made by this engine with that option on.
 
@@ -58,7 +57,7 @@ def convert_model(
     """
     _require_record(record)
     target = None if save_path is None else Target.of(save_path, {"model": model, "record": record}, CONVERTED_FILES)
-    done = scaled_by_record(model, record, data=data, wide_fusion=wide_fusion)
+    done = scaled_by_record(model, record, data=data, do_fusion=do_fusion, wide_fusion=wide_fusion)
     return finish(done.state, make_results(done.state), target, done.expected, done.feed, measure_layers=False)
 
 
@@ -98,10 +97,11 @@ class Scaled:
 
 
 def scaled_by_record(
-    model: str | os.PathLike[str] | onnx.ModelProto,
+    model: ModelSource,
     record: str | os.PathLike[str],
     *,
     data: CalibrationSource | None = None,
+    do_fusion: bool = True,
     wide_fusion: bool = False,
 ) -> Scaled:
     """What `convert_model` writes, before it is written."""
@@ -121,6 +121,7 @@ def scaled_by_record(
             {},
             "the record has no factors for it",
             tensors=tensors,
+            do_fusion=do_fusion,
             wide_fusion=wide_fusion,
             skip_fusion=skip_fusion,
         )

@@ -296,8 +296,8 @@ class _Request:
         return why_not_4_bits(self.node)
 
     def _can_round(self) -> bool:
-        return (has_weight(self.node) and self.node.op in ("Gemm", "MatMul")) or (
-            self.node.op in ("Conv", "ConvTranspose") and spatial_axes(self.node) == 2
+        return (has_weight(self.node) and self.node.op in ("Conv", "Gemm", "MatMul")) or (
+            self.node.op == "ConvTranspose" and spatial_axes(self.node) == 2
         )
 
     def _can_be_non_uniform(self) -> bool:
@@ -357,14 +357,9 @@ def _disabled_by_list(config: QuantConfig) -> set[str]:
 
 
 def _check_available(layer: LayerPlan) -> None:
-    missing = {
-        "ada_quantize": isinstance(layer.weight, AdaRound),
-        "4-bit activations": layer.activation.num_bits == 4,
-    }
-    with located(f"layer {layer.name!r}"):
-        for name, asked in missing.items():
-            if asked:
-                raise NotAvailableError(f"{name} is not available yet; remove it from the configuration")
+    if layer.activation.num_bits == 4:
+        with located(f"layer {layer.name!r}"):
+            raise NotAvailableError("4-bit activations are not available yet; remove them from the configuration")
 
 
 def _check_names(state: QuantState, config: QuantConfig) -> None:

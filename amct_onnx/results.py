@@ -101,7 +101,7 @@ class Target:
 
         Args:
             save_path: what the user gives.
-            sources: what is read, which may be paths, under the word for it.
+            sources: what is read, which may be paths or pairs of them, under the word for it.
             endings: of the files that will be written.
 
         Raises:
@@ -118,7 +118,10 @@ class Target:
             raise OutputError(f"save_path {os.fspath(save_path)!r} holds a null character, which no file name can")
         target = cls(directory=Path(directory or "."), prefix=f"{prefix}_" if prefix else "")
         files = {
-            os.path.realpath(source): word for word, source in sources.items() if isinstance(source, (str, os.PathLike))
+            os.path.realpath(path): word
+            for word, source in sources.items()
+            for path in (source if isinstance(source, tuple) else [source])
+            if isinstance(path, (str, os.PathLike))
         }
         for path in map(target.path, endings):
             if (word := files.get(os.path.realpath(path))) is not None:

@@ -24,7 +24,17 @@ DIGITS = ROOT / "models" / "digits"
 FILES = ("deploy_model.onnx", "fake_quant_model.onnx", "record.txt", "config.json")
 PRINTED = (*FILES, "quant.json")
 LAYERS = ["stem.conv", "depthwise.conv", "pointwise.conv", "down.conv", "pool", "classifier"]
-COMMANDS = ("calibration", "convert", "plan", "compare", "verify", "simulate", "agreement", "completion")
+COMMANDS = (
+    "calibration",
+    "convert",
+    "convert-caffe",
+    "plan",
+    "compare",
+    "verify",
+    "simulate",
+    "agreement",
+    "completion",
+)
 
 
 def status(*arguments):
@@ -351,7 +361,7 @@ def test_a_number_of_batches_that_is_no_number_is_wrong_usage(batch_num, capfd):
         (None, ["none.cfg"]),
         ("batch_nums: 1", ["quant.cfg", "'batch_nums'"]),
         ('skip_layers: "stem"', ["'stem'", "'stem.conv'"]),
-        ("common_config { ada_quantize { } }", ["ada_quantize", "not available"]),
+        ("common_config { ada_quantize { reg_param: 2 } }", ["ada_quantize", "reg_param"]),
     ],
 )
 def test_plan_names_what_is_wrong_with_the_configuration(tmp_path, content, parts, capfd):

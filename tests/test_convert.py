@@ -120,6 +120,20 @@ def test_what_the_engine_wrote_gives_the_same_files_again(tmp_path):
     assert result.record == tmp_path / "b_record.txt"
 
 
+def test_a_run_that_folded_nothing_is_repeated_from_its_record(tmp_path):
+    path = tmp_path / "net.onnx"
+    onnx.save(network(), path)
+    first = quantize_onnx(path, calibration=[normal(1, 4, 6, 6)], do_fusion=False, save_path=tmp_path / "a")
+    assert "BatchNormalization" in {node.op_type for node in onnx.load(first.deploy_model).graph.node}
+    convert_model(path, first.record, save_path=tmp_path / "b", do_fusion=False)
+    command = ["convert", "-q", "--no_fusion", "--model", path, "--record", first.record, "--save_path", tmp_path / "c"]
+    assert main([str(part) for part in command]) == 0
+    for name in FILES:
+        written = (tmp_path / f"a_{name}").read_bytes()
+        assert (tmp_path / f"b_{name}").read_bytes() == written
+        assert (tmp_path / f"c_{name}").read_bytes() == written
+
+
 def test_the_command_line_does_the_same(tmp_path, capfd):
     common = ["calibration", "-q", "--model", DIGITS / "digits.onnx", "--data", DIGITS / "calibration.npz"]
     assert main([str(a) for a in (*common, "--save_path", tmp_path / "a")]) == 0

@@ -17,7 +17,7 @@ FLOORS = [
     ["planning_tensors"],
     ["deploy", "planning", "report"],
     ["given", "prepare", "results"],
-    ["convert", "quantize"],
+    ["caffe", "convert", "quantize"],
     ["stepwise"],
     ["cli"],
     ["__init__", "__main__"],

@@ -228,8 +228,6 @@ IMPOSSIBLE = [
     pytest.param({"weight": Arq(num_bits=7)}, "conv3d", "Conv3d", "quant_bits: 7", id="7 bits of a block"),
     pytest.param({"weight": Arq(num_bits=7)}, "up2d", "ConvTranspose2d", "quant_bits: 7", id="7 bits of transposed"),
     pytest.param({"weight": Arq(num_bits=6)}, "gemm", "Gemm", "quant_bits: 6", id="6 bits of Gemm"),
-    pytest.param({"weight": AdaRound()}, "conv1d", "Conv1d", "ada_quantize", id="rounding of a line"),
-    pytest.param({"weight": AdaRound()}, "conv3d", "Conv3d", "ada_quantize", id="rounding of a block"),
     pytest.param({"weight": AdaRound()}, "up1d", "ConvTranspose1d", "ada_quantize", id="rounding of transposed"),
     pytest.param({"activation": Ifmr(num_bits=16)}, "matmul", "MatMul", "INT16", id="16 bits of MatMul"),
     pytest.param({"activation": Hfmg(num_bits=16)}, "pool", "AveragePool", "INT16", id="16 bits of a pooling"),
@@ -459,7 +457,6 @@ def test_a_full_configuration_is_checked_by_layer_as_an_override_is(every_kind):
 # What is not there yet
 
 WISHES = [
-    pytest.param({"weight": AdaRound()}, "ada_quantize", id="rounding"),
     pytest.param({"activation": Ifmr(num_bits=4)}, "4-bit activations", id="4-bit activations"),
 ]
 

@@ -207,7 +207,7 @@ def test_4_bit_weights_do_not_go_with_16_bit_activations():
 
 
 def test_4_bit_activations_say_that_they_are_not_available():
-    with pytest.raises(NotAvailableError, match="4-bit activations is not available yet"):
+    with pytest.raises(NotAvailableError, match="4-bit activations are not available yet"):
         quantized(LayerConfig(activation=Ifmr(num_bits=4)))
 
 

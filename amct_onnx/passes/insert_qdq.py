@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto
 
 from amct_onnx.kernels.dequant import quantize_bias
-from amct_onnx.kernels.quant_params import QuantParams, quantize
+from amct_onnx.kernels.quant_params import QuantParams
 from amct_onnx.passes.graph import (
     Array,
     Graph,
@@ -34,7 +34,7 @@ from amct_onnx.passes.graph import (
 from amct_onnx.passes.insert_dequant import scale_of
 from amct_onnx.passes.invariants import ACTIVATIONS_KNOWN, PLANNED, STANDARD_ONLY, UNSHARED, WEIGHTS_KNOWN
 from amct_onnx.passes.layers import bias_input, group_of, has_weight, is_product, last_node, layout_of
-from amct_onnx.passes.quantize_weights import integers_of
+from amct_onnx.passes.quantize_weights import integers_of, levels_of
 from amct_onnx.passes.state import Pass, QuantState
 from amct_onnx.passes.weights import ComputedArray
 
@@ -110,7 +110,7 @@ def _quantize_weight(insertion: _Insertion, state: QuantState, node: Node) -> No
     by_group = params.axis is not None and layout.group > 1
     if by_group:  # no axis of the operator's own layout counts the channels
         shape = (weight.shape[1] * layout.group, weight.shape[0] // layout.group, *weight.shape[2:])
-        integers = derived(weight, np.int8, shape, lambda w: quantize(layout.channels_first(w), params))
+        integers = derived(weight, np.int8, shape, lambda w: levels_of(state, node.name, layout.channels_first(w)))
     else:
         integers = integers_of(state, node)
     axis = None if params.axis is None else 0 if by_group else layout.axis

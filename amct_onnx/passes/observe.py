@@ -20,14 +20,12 @@ from amct_onnx.kernels.hfmg import Hfmg, HfmgObserver
 from amct_onnx.kernels.ifmr import Ifmr, IfmrObserver
 from amct_onnx.kernels.quant_params import QuantParams, round_to_fp16
 from amct_onnx.passes.calibration import CalibrationRun, Sizes, why_unusable
-from amct_onnx.passes.graph import set_input
 from amct_onnx.passes.invariants import ACTIVATIONS_KNOWN, PLANNED, STANDARD_ONLY, WEIGHTS_KNOWN
-from amct_onnx.passes.layers import has_weight, is_product
+from amct_onnx.passes.layers import is_product
 from amct_onnx.passes.observation import Feed, Watch
-from amct_onnx.passes.quantize_weights import fake_quantized
+from amct_onnx.passes.quantize_weights import with_fake_weights
 from amct_onnx.passes.resources import available_cores
 from amct_onnx.passes.state import Pass, QuantPlan, QuantState
-from amct_onnx.passes.weights import LightModel
 
 
 def observe(run: CalibrationRun) -> Pass:
@@ -35,9 +33,10 @@ def observe(run: CalibrationRun) -> Pass:
 
     def find(state: QuantState) -> None:
         served = _places_by_watch(state, run.first)
-        model = calibration_model(state)
+        model = with_fake_weights(state).to_light()
         run.show(model, [watch for watch, _, _ in served])
         del model
+        state.softened.clear()  # as large as the weights, and of no more use
         found = scales_of(served, joint_keys(state.plan), fp16=state.plan.fp16_scales)
         state.activations.update(found.activations)
         state.weights.update(found.seconds)
@@ -125,16 +124,6 @@ def observer_for(activation: Ifmr | Hfmg) -> RangeObserver:
     if isinstance(activation, Ifmr):
         return IfmrObserver(activation, asymmetric=activation.asymmetric)
     return HfmgObserver(activation, asymmetric=activation.asymmetric)
-
-
-def calibration_model(state: QuantState) -> LightModel:
-    """The float model with fake-quantized weights."""
-    graph = state.graph.copy()
-    planned = state.plan.layers
-    for node in graph.nodes:
-        if node.name in planned and has_weight(node) and node.op != "ConvTranspose":
-            set_input(node, 1, graph.new_constant(node.inputs[1].name, fake_quantized(state, node)))
-    return graph.to_light()
 
 
 def scales_of(served: Sequence[Served], joint: Iterable[tuple[str, ...]], *, fp16: bool) -> Scales:

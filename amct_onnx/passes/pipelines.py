@@ -20,6 +20,8 @@ from amct_onnx.passes.observe import observe
 from amct_onnx.passes.pack_int4 import PACK_INT4
 from amct_onnx.passes.quantize_weights import FIND_WEIGHT_SCALES, STORE_INTEGER_WEIGHTS
 from amct_onnx.passes.remove_identities import REMOVE_IDENTITIES
+from amct_onnx.passes.round_weights import round_weights
+from amct_onnx.passes.soften_weights import soften_weights
 from amct_onnx.passes.split_shared import SPLIT_SHARED
 from amct_onnx.passes.state import Pass
 from amct_onnx.passes.take_given import TAKE_GIVEN
@@ -49,8 +51,10 @@ def calibrate(run: CalibrationRun) -> tuple[Pass, ...]:
     return (
         balance(run),  # it changes weights, so it comes before anything that looks at them
         FIND_WEIGHT_SCALES,  # first: activations are observed behind quantized weights
+        soften_weights(run),
         observe(run),
         FIT_BIASES,
+        round_weights(run),  # last: each layer is rounded for the scales and biases that it will have
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -105,7 +106,9 @@ class QuantState:
     balances: layer -> what its weight was multiplied by and its input divided by, [Cin].
     activations: layer, or key of a tensor that is quantized by itself -> parameters of its input.
     weights: layer -> parameters of its weight, or of the second input where it multiplies two activations.
+    softened: layer -> its weight, softly rounded, that activations are observed behind; in its own layout and type.
     clusters: layer -> the integers that NUQ leaves to its weight, int8, ascending.
+    rounded: layer -> its weight as integers, where they are not the nearest; int8, output channels first.
     left_float: planned layers and tensors that turned out not to be quantizable -> the reason.
     """
 
@@ -117,7 +120,9 @@ class QuantState:
     balances: dict[str, NDArray[np.float32]] = field(default_factory=dict)
     activations: dict[str, QuantParams] = field(default_factory=dict)
     weights: dict[str, QuantParams] = field(default_factory=dict)
+    softened: dict[str, NDArray[np.floating[Any]]] = field(default_factory=dict)
     clusters: dict[str, NDArray[np.int8]] = field(default_factory=dict)
+    rounded: dict[str, NDArray[np.int8]] = field(default_factory=dict)
     left_float: dict[str, str] = field(default_factory=dict)
 
     def layers(self) -> list[LayerPlan]:

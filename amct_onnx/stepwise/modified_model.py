@@ -22,9 +22,9 @@ from amct_onnx.kernels.nuq import Nuq
 from amct_onnx.passes.balance import balance_by, channel_axis, weight_maxima
 from amct_onnx.passes.layers import has_weight, weight_of
 from amct_onnx.passes.manager import run_passes
-from amct_onnx.passes.observe import calibration_model, joint_keys, places_by_tensor
+from amct_onnx.passes.observe import joint_keys, places_by_tensor
 from amct_onnx.passes.pipelines import FUSE
-from amct_onnx.passes.quantize_weights import FIND_WEIGHT_SCALES
+from amct_onnx.passes.quantize_weights import FIND_WEIGHT_SCALES, with_fake_weights
 from amct_onnx.passes.shapes import infer_types
 from amct_onnx.passes.state import LayerPlan, QuantState
 from amct_onnx.planning import make_plan
@@ -126,7 +126,7 @@ def quantize_model(config_file: Paths, model_file: Paths, modified_onnx_file: Pa
         )
         for number, ((tensor, activation), places) in enumerate(watched.items())
     ]
-    model = with_observers(calibration_model(state), observations, _half(state))
+    model = with_observers(with_fake_weights(state).to_light(), observations, _half(state))
     write_files({record: begun(layer_records(state), CALIBRATION, batch_num), modified: model})
 
 
