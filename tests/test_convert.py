@@ -142,8 +142,9 @@ def test_the_command_line_does_the_same(tmp_path, capfd):
     assert main([str(a) for a in (*common, "--save_path", tmp_path / "b", "--wide_fusion")]) == 0
     said = capfd.readouterr().out
     assert "random numbers" in said
-    assert said.splitlines()[-3:] == [str(tmp_path / f"b_{name}") for name in FILES]
-    for name in FILES:
+    written = (*FILES, "quant.json")
+    assert said.splitlines()[-4:] == [str(tmp_path / f"b_{name}") for name in written]
+    for name in written:
         assert (tmp_path / f"b_{name}").read_bytes() == (tmp_path / f"a_{name}").read_bytes()
 
 

@@ -67,6 +67,7 @@ class QuantPlan:
     layers: what is quantized, in the order of the graph.
     tensors: single inputs of other nodes that are quantized.
     disabled: what could be quantized and was switched off by the user, in the order of the graph.
+    folded: nodes that were folded into another one, which computes what they did -> that one.
     skipped: every other node and the disabled ones -> the reason, a sentence that a user can read.
     notes: layer -> what was decided otherwise than asked, one sentence each.
     batch_num: calibration batches to use; None for all.
@@ -80,6 +81,7 @@ class QuantPlan:
     layers: Mapping[str, LayerPlan] = field(default_factory=dict)
     tensors: tuple[TensorPlan, ...] = ()
     disabled: Mapping[str, LayerPlan] = field(default_factory=dict)
+    folded: Mapping[str, str] = field(default_factory=dict)
     skipped: Mapping[str, str] = field(default_factory=dict)
     notes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     batch_num: int | None = None
@@ -99,6 +101,7 @@ class QuantState:
     graph: rewritten in place.
     plan: made once, between preparation and calibration.
     gone: nodes that passes took out of the graph -> the reason.
+    folded: nodes that were folded into another one, which computes what they did -> that one.
     remarks: nodes that stayed -> why a pass that looked at them left them.
     balances: layer -> what its weight was multiplied by and its input divided by, [Cin].
     activations: layer, or key of a tensor that is quantized by itself -> parameters of its input.
@@ -112,6 +115,7 @@ class QuantState:
     graph: Graph
     plan: QuantPlan = field(default_factory=QuantPlan)
     gone: dict[str, str] = field(default_factory=dict)
+    folded: dict[str, str] = field(default_factory=dict)
     remarks: dict[str, str] = field(default_factory=dict)
     balances: dict[str, NDArray[np.float32]] = field(default_factory=dict)
     activations: dict[str, QuantParams] = field(default_factory=dict)
