@@ -32,6 +32,7 @@ from amct_onnx.passes.invariants import LIFTED, NAMED, PLANNED, UNSHARED
 from amct_onnx.passes.layers import (
     along_channels,
     bias_input,
+    is_product,
     last_node,
     output_channels,
     spatial_axes,
@@ -151,7 +152,8 @@ def _layer_in_front(graph: Graph, norm: Node) -> Node | None:
 def _why_not_layer(state: QuantState, layer: Node | None, norm: Node) -> str | None:
     if layer is None or layer.op not in ("Conv", "ConvTranspose", "Gemm", "MatMul"):
         return "no layer with a constant weight is in front of it"
-    if reason := why_not(layer):
+    reason = "both of its inputs are computed at run time" if is_product(layer) else why_not(layer)
+    if reason:
         return f"{layer.name!r} in front of it cannot take it in: {reason}"
     if layer.op != "Conv" and not state.plan.wide_fusion:
         return f"fusion behind {layer.op} is not asked for (wide_fusion)"
