@@ -57,7 +57,7 @@ def by_name(m):
 
 
 def test_every_golden_case_is_here():
-    assert len(CASES) == 12
+    assert len(CASES) == 13
 
 
 def test_the_deploy_model_is_amcts_to_the_last_bit(golden):
