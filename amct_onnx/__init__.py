@@ -7,6 +7,7 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from amct_onnx.caffe import import_caffe as import_caffe
     from amct_onnx.config import LayerConfig as LayerConfig
     from amct_onnx.config import NuqConfig as NuqConfig
     from amct_onnx.config import QuantConfig as QuantConfig
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from amct_onnx.deploy.verify import VerifyReport as VerifyReport
     from amct_onnx.deploy.verify import verify_deploy_model as verify_deploy_model
     from amct_onnx.errors import AmctError as AmctError
+    from amct_onnx.errors import ArgumentError as ArgumentError
     from amct_onnx.errors import ConfigError as ConfigError
     from amct_onnx.errors import DataError as DataError
     from amct_onnx.errors import ModelError as ModelError
@@ -42,9 +44,17 @@ if TYPE_CHECKING:
     from amct_onnx.retrain.quantization import save_quant_retrain_model as save_quant_retrain_model
     from amct_onnx.retrain_config import RetrainConfig as RetrainConfig
     from amct_onnx.retrain_config import RetrainLayerConfig as RetrainLayerConfig
+    from amct_onnx.stepwise.convert_qat import convert_qat_model as convert_qat_model
+    from amct_onnx.stepwise.create_config import create_quant_config as create_quant_config
+    from amct_onnx.stepwise.custom_ops import AMCT_SO as AMCT_SO
+    from amct_onnx.stepwise.modified_model import quantize_model as quantize_model
+    from amct_onnx.stepwise.modified_model import quantize_preprocess as quantize_preprocess
+    from amct_onnx.stepwise.save import save_model as save_model
+    from amct_onnx.stepwise.session import calibration_session as calibration_session
 
 # Where each name lives. Loaded on first use: importing the package stays cheap.
 _HOMES = {
+    "amct_onnx.caffe": "import_caffe",
     "amct_onnx.config": "LayerConfig NuqConfig QuantConfig TensorConfig",
     "amct_onnx.convert": "convert_model import_qdq",
     "amct_onnx.deploy.simulate": "SimulatedSession",
@@ -55,34 +65,41 @@ _HOMES = {
     "amct_onnx.kernels.hfmg": "Hfmg",
     "amct_onnx.kernels.ifmr": "Ifmr",
     "amct_onnx.kernels.nuq": "Nuq",
-    "amct_onnx.errors": "AmctError ConfigError DataError ModelError NotAvailableError OutputError PassError "
-    "RecordError",
+    "amct_onnx.errors": "AmctError ArgumentError ConfigError DataError ModelError NotAvailableError OutputError "
+    "PassError RecordError",
     "amct_onnx.quantize": "quantize_onnx",
     "amct_onnx.report.compare": "compare_models",
     "amct_onnx.results": "QuantizeResult",
     "amct_onnx.retrain_config": "RetrainConfig RetrainLayerConfig",
+    "amct_onnx.stepwise.convert_qat": "convert_qat_model",
+    "amct_onnx.stepwise.create_config": "create_quant_config",
+    "amct_onnx.stepwise.modified_model": "quantize_model quantize_preprocess",
+    "amct_onnx.stepwise.save": "save_model",
+    "amct_onnx.stepwise.session": "calibration_session",
 }
-# Those that need the extra `retrain`: torch is large, so `import *` does not bring them.
-_TRAINING_HOMES = {
+# Those that need an extra (`retrain`, `stepwise`): a star import must neither load it nor fail where it is missing.
+_HOMES_WITH_EXTRA = {
     "amct_onnx.retrain.module": "to_onnx to_torch",
     "amct_onnx.retrain.quantization": "create_quant_retrain_config create_quant_retrain_model "
     "restore_quant_retrain_model retrain_onnx save_quant_retrain_model",
+    "amct_onnx.stepwise.custom_ops": "AMCT_SO",
 }
-_HOME_OF = {name: home for home, names in _HOMES.items() for name in names.split()}
-_TRAINING_HOME_OF = {name: home for home, names in _TRAINING_HOMES.items() for name in names.split()}
+_HOME_OF = {
+    name: home for homes in (_HOMES, _HOMES_WITH_EXTRA) for home, names in homes.items() for name in names.split()
+}
 
-__all__ = sorted(_HOME_OF)
+__all__ = sorted(name for names in _HOMES.values() for name in names.split())
 __version__ = "0.1.0"
 
 logging.getLogger("amct_onnx").addHandler(logging.NullHandler())
 
 
 def __getattr__(name: str) -> Any:
-    home = _HOME_OF.get(name) or _TRAINING_HOME_OF.get(name)
+    home = _HOME_OF.get(name)
     if home is None:
         raise AttributeError(f"module 'amct_onnx' has no attribute {name!r}")
     return getattr(importlib.import_module(home), name)
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_HOME_OF])
+    return sorted([*globals(), *__all__])

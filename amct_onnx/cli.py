@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import io
 import logging
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from amct_onnx.cli_help import EXAMPLES
 from amct_onnx.data import CalibrationSource, InputSpec, checked_feeds, input_specs, raw_feeds
 from amct_onnx.errors import AmctError, ConfigError, DataError, OutputError
 
@@ -24,37 +26,22 @@ _VERIFY_HELP = """\
 Check a deploy model, of this engine or of any other tool, against what ATC takes and understands.
 Needs neither ATC nor a chip. Exit status: 0 no error, 1 errors, 2 a file could not be read or wrong usage."""
 
-_VERIFY_EXAMPLES = """\
-examples:
-  amct_onnx verify out/net_deploy_model.onnx
-  amct_onnx verify out/net_deploy_model.onnx --record out/net_record.txt --float-model net.onnx
-  amct_onnx verify out/net_deploy_model.onnx --json report.json && atc --model=out/net_deploy_model.onnx ...
-"""
-
 _SIMULATE_HELP = """\
 Run a deploy model on the CPU by exact integers, rounded as a kind of chip does, over data of the usual forms."""
-
-_SIMULATE_EXAMPLES = """\
-examples:
-  amct_onnx simulate out/net_deploy_model.onnx --data data/ --profile fixpipe --save outputs.npz
-  amct_onnx simulate out/net_deploy_model.onnx --data data/ --profile v200 --reference out/net_fake_quant_model.onnx
-"""
 
 _AGREEMENT_HELP = """\
 Run float, fake-quant and deploy model, the latter on every kind of chip, and say layer by layer how far they are apart,
 where they part first, and what it is that parts them."""
 
-_AGREEMENT_EXAMPLES = """\
-examples:
-  amct_onnx agreement net.onnx out/net_fake_quant_model.onnx out/net_deploy_model.onnx --data data/
-  amct_onnx agreement net.onnx out/net_fake_quant_model.onnx out/net_deploy_model.onnx --data data/ \\
-      --profiles fixpipe --html report.html --json report.json
-"""
-
 _DTYPES = (
     *("float64", "float32", "float16", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"),
     "bool",
 )
+
+
+_READ = ("model", "weights", "quantized", "deploy", "record", "float_model", "reference", "data")
+_WRITTEN = ("json", "html", "save")
+"""Options that name files."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -69,10 +56,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="backslashreplace")  # names may hold what the terminal cannot show
     command: Callable[[argparse.Namespace], int | None] = options.command
     try:
-        return command(options) or 0
+        _require_distinct(options)
+        status = command(options) or 0
+        if sys.stdout is not None:
+            sys.stdout.flush()
+        return status
     except AmctError as error:
         print(f"amct_onnx: {error}", file=sys.stderr)
-        return 2 if command is _verify else 1
+    except OSError as error:  # standard output is full, or nobody reads it any more
+        print(f"amct_onnx: the output cannot be written: {error.strerror or error}", file=sys.stderr)
+        if isinstance(sys.stdout, io.TextIOWrapper):  # what is left in it is not tried again at exit
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 2 if command is _verify else 1
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -82,12 +77,15 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     _add_calibration(commands.add_parser("calibration", help="quantize a model with calibration data"))
     _add_convert(commands.add_parser("convert", help="quantize a model with scales that are known already"))
+    _add_convert_caffe(commands.add_parser("convert-caffe", help="turn a Caffe model into an ONNX model"))
     _add_plan(commands.add_parser("plan", help="show what would be quantized, and why the rest would not"))
     _add_compare(commands.add_parser("compare", help="compare a quantized model with the float one"))
     _add_verify(commands.add_parser("verify", help="check a deploy model against what ATC takes"))
     _add_simulate(commands.add_parser("simulate", help="run a deploy model as a chip would"))
     _add_agreement(commands.add_parser("agreement", help="say where and why models and chips part"))
-    for command in commands.choices.values():
+    _add_completion(commands.add_parser("completion", help="print what teaches a shell to complete all this"), commands)
+    for name, command in commands.choices.items():
+        command.epilog, command.formatter_class = EXAMPLES[name], argparse.RawDescriptionHelpFormatter
         command.add_argument("-v", "--verbose", action="store_true", help="tell every step")
         command.add_argument("-q", "--quiet", action="store_true", help="tell warnings and errors only")
     return parser
@@ -95,9 +93,11 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_calibration(parser: argparse.ArgumentParser) -> None:
     parser.description = (
-        "Quantize a model; writes <save_path>_deploy_model.onnx, _fake_quant_model.onnx, _record.txt and _config.json."
+        "Quantize a model; writes <save_path>_deploy_model.onnx, _fake_quant_model.onnx, _record.txt, _config.json\n"
+        "and _quant.json, which tells tools that compare models what became of each node."
     )
-    parser.add_argument("--model", required=True, help="the float model, an .onnx file")
+    parser.add_argument("--model", required=True, help="the float model, an .onnx file; or a .prototxt")
+    _add_weights(parser)
     parser.add_argument("--save_path", required=True, help="directory and prefix of what is written, e.g. out/net")
     parser.add_argument("--calibration_config", help="a .cfg or JSON file; without it the engine's own preset is used")
     parser.add_argument("--batch_num", type=int, help="batches to use without --calibration_config")
@@ -109,10 +109,12 @@ def _add_calibration(parser: argparse.ArgumentParser) -> None:
 
 def _add_convert(parser: argparse.ArgumentParser) -> None:
     parser.description = (
-        "Turn a model with QuantizeLinear and DequantizeLinear into Ascend's forms, or quantize a float one with the "
-        "scales of a record file; writes <save_path>_deploy_model.onnx, _fake_quant_model.onnx and _record.txt."
+        "Turn a model with QuantizeLinear and DequantizeLinear into Ascend's forms, or quantize a float one with the\n"
+        "scales of a record file; writes <save_path>_deploy_model.onnx, _fake_quant_model.onnx, _record.txt and\n"
+        "_quant.json."
     )
     parser.add_argument("--model", required=True, help="a QDQ model; with --record a float model")
+    _add_weights(parser)
     parser.add_argument("--save_path", required=True, help="directory and prefix of what is written, e.g. out/net")
     parser.add_argument("--record", help="a record file of AMCT: scales and offsets of the layers to quantize")
     parser.add_argument(
@@ -121,8 +123,25 @@ def _add_convert(parser: argparse.ArgumentParser) -> None:
         help="with --record: fold BatchNormalization behind ConvTranspose, Gemm and MatMul too, as `calibration` does "
         "without a configuration",
     )
+    parser.add_argument(
+        "--no_fusion",
+        action="store_true",
+        help="with --record: fold nothing, as a configuration without do_fusion does",
+    )
     _add_data(parser)
     parser.set_defaults(command=_convert, batch_num=None)
+
+
+def _add_convert_caffe(parser: argparse.ArgumentParser) -> None:
+    parser.description = "Turn a Caffe model, as it is at test phase, into an ONNX model of the same names and numbers."
+    parser.add_argument("prototxt", help="the network as it is deployed")
+    parser.add_argument("caffemodel", help="its weights")
+    parser.add_argument("--output", required=True, metavar="FILE", help="the .onnx file to write")
+    parser.set_defaults(command=_convert_caffe)
+
+
+def _add_weights(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--weights", metavar="CAFFEMODEL", help="the weights, where the float model is a .prototxt")
 
 
 def _add_data(parser: argparse.ArgumentParser) -> None:
@@ -135,7 +154,8 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
 
 def _add_plan(parser: argparse.ArgumentParser) -> None:
     parser.description = "Show for every layer how it would be quantized, or why not. Needs no data and writes nothing."
-    parser.add_argument("model", help="the float model, an .onnx file")
+    parser.add_argument("model", help="the float model, an .onnx file; or a .prototxt")
+    _add_weights(parser)
     parser.add_argument("--config", help="a .cfg or JSON file; without it the engine's own preset is used")
     parser.add_argument("--all", action="store_true", help="list also the nodes whose operator is never quantized")
     parser.set_defaults(command=_plan)
@@ -145,28 +165,29 @@ def _add_compare(parser: argparse.ArgumentParser) -> None:
     parser.description = "Run the float and the fake-quant model over data and show the differences."
     parser.add_argument("model", help="the float model")
     parser.add_argument("quantized", help="the fake-quant model")
+    _add_weights(parser)
     parser.add_argument("--batch_num", type=int, help="batches to use; all without it")
     _add_data(parser)
     parser.set_defaults(command=_compare)
 
 
 def _add_verify(parser: argparse.ArgumentParser) -> None:
-    parser.description, parser.epilog = _VERIFY_HELP, _VERIFY_EXAMPLES
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.description = _VERIFY_HELP
     parser.add_argument("model", help="the deploy model, an .onnx file")
     parser.add_argument("--record", help="the record file that belongs to it; lets the scales be checked")
     parser.add_argument("--float-model", help="the model before quantization; lets the biases be checked")
+    _add_weights(parser)
     parser.add_argument("--json", metavar="FILE", help="write the report as JSON too; - for standard output alone")
     parser.add_argument("--strict", action="store_true", help="exit with 1 for warnings too")
     parser.set_defaults(command=_verify)
 
 
 def _add_simulate(parser: argparse.ArgumentParser) -> None:
-    parser.description, parser.epilog = _SIMULATE_HELP, _SIMULATE_EXAMPLES
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.description = _SIMULATE_HELP
     parser.add_argument("model", help="the deploy model, an .onnx file")
     parser.add_argument("--profile", default="ideal", help="ideal, fixpipe, v200 or v100; ideal without it")
     parser.add_argument("--reference", help="a float or fake-quant model to compare the outputs with")
+    _add_weights(parser)
     parser.add_argument("--save", metavar="FILE", help="an .npz file for the outputs, as <output>_<batch>")
     parser.add_argument("--batch_num", type=int, help="batches to use; all without it")
     _add_data(parser)
@@ -174,17 +195,25 @@ def _add_simulate(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_agreement(parser: argparse.ArgumentParser) -> None:
-    parser.description, parser.epilog = _AGREEMENT_HELP, _AGREEMENT_EXAMPLES
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.description = _AGREEMENT_HELP
     parser.add_argument("model", help="the float model")
     parser.add_argument("quantized", help="the fake-quant model")
     parser.add_argument("deploy", help="the deploy model")
+    _add_weights(parser)
     parser.add_argument("--profiles", nargs="+", metavar="PROFILE", help="kinds of chips; all without it")
     parser.add_argument("--html", metavar="FILE", help="write the report as a page with a picture")
     parser.add_argument("--json", metavar="FILE", help="write the report as JSON")
     parser.add_argument("--batch_num", type=int, help="batches to use; all without it")
     _add_data(parser)
     parser.set_defaults(command=_agreement)
+
+
+def _add_completion(parser: argparse.ArgumentParser, commands: Any) -> None:
+    from amct_onnx.completion import SHELLS, completion
+
+    parser.description = "Print a script that lets a shell complete commands, options and files."
+    parser.add_argument("shell", choices=SHELLS)
+    parser.set_defaults(command=lambda options: print(completion(options.shell, commands.choices), end=""))
 
 
 def _calibration(options: argparse.Namespace) -> None:
@@ -195,48 +224,87 @@ def _calibration(options: argparse.Namespace) -> None:
             "--evaluator is not available yet; give the data with --data, or --data_dir and its companions"
         )
     source, batch_num = _data_source(options)
+    _quant_json(options)
     if options.calibration_config is not None and options.batch_num is not None:
         _log.warning("--batch_num is not used: the number of batches stands in %s", options.calibration_config)
     takes_number = options.calibration_config is None and batch_num is not None
     given: dict[str, Any] = {"batch_num": batch_num} if takes_number else {}
     result = quantize_onnx(
-        options.model,
+        _with_weights(options.model, options),
         options.calibration_config,
         calibration=source,
         save_path=options.save_path,
         qdq=options.format == "qdq",
         **given,
     )
-    _show_result(result, "fake-quant against float, first batch")
+    _show_result(result, options, "fake-quant against float, first batch")
 
 
-def _show_result(result: QuantizeResult, title: str) -> None:
+def _show_result(result: QuantizeResult, options: argparse.Namespace, title: str) -> None:
     """The errors of the outputs, and the files that were written."""
+    from amct_onnx.formats.model_file import read_without_data, write_files
     from amct_onnx.report.tables import error_table
+    from amct_onnx.stepwise.quant_json import format_quant_json
+
+    assert isinstance(result.deploy_model, Path)
+    quant_json = _quant_json(options)
+    write_files({quant_json: format_quant_json(read_without_data(result.deploy_model), result.plan)})
 
     _show(error_table(result.output_errors, title))
-    files = (result.deploy_model, result.fake_quant_model, result.qdq_model, result.record, result.config)
+    files = (result.deploy_model, result.fake_quant_model, result.qdq_model, result.record, result.config, quant_json)
     for path in files:
         if path is not None:
             print(path)
 
 
+def _quant_json(options: argparse.Namespace) -> Path:
+    """Where AMCT's third file goes, which is none of those that are read."""
+    from amct_onnx.results import Target
+
+    config = getattr(options, "calibration_config", None)
+    sources = {"model": options.model, "configuration": config, "record": getattr(options, "record", None)}
+    return Target.of(options.save_path, sources, ["quant.json"]).path("quant.json")
+
+
 def _convert(options: argparse.Namespace) -> None:
     from amct_onnx.convert import convert_model, import_qdq
 
+    _quant_json(options)
     has_data = any((options.data, options.data_dir, options.data_types, options.input_shape))
     data = _data_source(options)[0] if has_data else None
     on = "first batch" if has_data else "random numbers: says little about accuracy"
     if options.record is None:
-        if options.wide_fusion:
-            raise ConfigError("--wide_fusion goes with --record: nothing is folded in a model that is quantized")
+        for option, is_given in (("--wide_fusion", options.wide_fusion), ("--no_fusion", options.no_fusion)):
+            if is_given:
+                raise ConfigError(f"{option} goes with --record: nothing is folded in a model that is quantized")
+        if options.weights is not None:
+            raise ConfigError("--weights goes with --record: a Caffe model holds no scales")
         result = import_qdq(options.model, save_path=options.save_path, data=data)
-        _show_result(result, f"fake-quant against the model that was read, {on}")
+        _show_result(result, options, f"fake-quant against the model that was read, {on}")
         return
     result = convert_model(
-        options.model, options.record, save_path=options.save_path, data=data, wide_fusion=options.wide_fusion
+        _with_weights(options.model, options),
+        options.record,
+        save_path=options.save_path,
+        data=data,
+        do_fusion=not options.no_fusion,
+        wide_fusion=options.wide_fusion,
     )
-    _show_result(result, f"fake-quant against float, {on}")
+    _show_result(result, options, f"fake-quant against float, {on}")
+
+
+def _convert_caffe(options: argparse.Namespace) -> None:
+    from amct_onnx.caffe import import_caffe
+
+    import_caffe(options.prototxt, options.caffemodel, options.output)
+    print(options.output)
+
+
+def _with_weights(model: Any, options: argparse.Namespace) -> Any:
+    """The float model that an option names: with --weights a Caffe model."""
+    if options.weights is not None and model is None:
+        raise ConfigError("--weights goes with a float model, a .prototxt; none is given")
+    return model if options.weights is None else (model, options.weights)
 
 
 def _plan(options: argparse.Namespace) -> None:
@@ -250,7 +318,7 @@ def _plan(options: argparse.Namespace) -> None:
     from amct_onnx.prepare import final_plan, prepare
     from amct_onnx.report.tables import plan_table
 
-    state, _ = prepare(read_model(options.model))
+    state, _ = prepare(read_model(_with_weights(options.model, options)))
     state = replace(state, plan=make_plan(state, load_config(options.config)))
     op_types = {node.name: node.op for node in state.graph.nodes}
     run_passes(FUSE, state)
@@ -264,7 +332,7 @@ def _compare(options: argparse.Namespace) -> None:
     from amct_onnx.report.compare import compare_models
     from amct_onnx.report.tables import error_table
 
-    model = read_model(options.model)
+    model = read_model(_with_weights(options.model, options))
     source, batch_num = _data_source(options)
     feeds = checked_feeds(source, input_specs(model.proto), batch_num)
     found = compare_models(model, read_model(options.quantized), feeds)
@@ -274,17 +342,17 @@ def _compare(options: argparse.Namespace) -> None:
 
 def _verify(options: argparse.Namespace) -> int:
     from amct_onnx.deploy.verify import verify_deploy_model
+    from amct_onnx.formats.model_file import write_files
     from amct_onnx.report.tables import findings_table
 
-    report = verify_deploy_model(options.model, record=options.record, float_model=options.float_model)
+    report = verify_deploy_model(
+        options.model, record=options.record, float_model=_with_weights(options.float_model, options)
+    )
     if options.json == "-":
         print(report.to_json(), end="")
     else:
         if options.json is not None:
-            try:
-                Path(options.json).write_text(report.to_json(), encoding="utf-8")
-            except (OSError, ValueError) as error:
-                raise OutputError(f"{options.json}: cannot be written: {error}") from error
+            write_files({Path(options.json): report.to_json()})
         _show(findings_table(report))
     return int(not report.ok or (options.strict and bool(report.findings)))
 
@@ -298,7 +366,8 @@ def _simulate(options: argparse.Namespace) -> None:
 
     model = read_model(options.model)
     session = SimulatedSession(options.model, options.profile)
-    reference = None if options.reference is None else open_session(read_model(options.reference), options.reference)
+    given = _with_weights(options.reference, options)
+    reference = None if given is None else open_session(read_model(given), options.reference)
     source, batch_num = _data_source(options)
     feeds = checked_feeds(source, input_specs(model.proto), batch_num)
     save = None if options.save is None else Path(options.save)
@@ -313,21 +382,38 @@ def _simulate(options: argparse.Namespace) -> None:
 
 def _agreement(options: argparse.Namespace) -> None:
     from amct_onnx.deploy.profiles import PROFILES
-    from amct_onnx.formats.model_file import read_model, write_texts
+    from amct_onnx.formats.model_file import read_model, write_files
     from amct_onnx.report.agreement import agreement
     from amct_onnx.report.agreement_page import agreement_page
     from amct_onnx.report.tables import agreement_tables
 
-    model = read_model(options.model)
+    model = read_model(_with_weights(options.model, options))
     source, batch_num = _data_source(options)
     feeds = checked_feeds(source, input_specs(model.proto), batch_num)
     profiles = tuple(options.profiles or PROFILES)
     found = agreement(model, options.quantized, options.deploy, feeds, profiles=profiles)
     files = {options.html: agreement_page(found)} if options.html is not None else {}
     files |= {options.json: found.to_json()} if options.json is not None else {}
-    write_texts({Path(path): text for path, text in files.items()})
+    write_files({Path(path): text for path, text in files.items()})
     for table in agreement_tables(found):
         _show(table)
+
+
+def _require_distinct(options: argparse.Namespace) -> None:
+    """No file that the call writes may be one that it reads, or writes twice."""
+    given = {name: value for name, value in vars(options).items() if isinstance(value, str) and value}
+    taken = {os.path.realpath(value) for name, value in given.items() if name in _READ}
+    for name in _WRITTEN:
+        if name not in given or given[name] == "-":
+            continue
+        path = os.path.realpath(given[name])
+        if os.path.isfile(path):  # a folder of data is read file by file
+            path = next((folder for folder in (path, os.path.dirname(path)) if folder in taken), path)
+        if path in taken:
+            raise OutputError(
+                f"{given[name]}: --{name} would overwrite what is read or written besides; choose another name"
+            )
+        taken.add(path)
 
 
 def _data_source(options: argparse.Namespace) -> tuple[CalibrationSource, int | None]:
@@ -381,7 +467,7 @@ def _show(table: object) -> None:
     """Print a table; where the output is no terminal, wide enough that nothing is cut."""
     from rich.console import Console
 
-    console = Console() if sys.stdout.isatty() else Console(width=160)
+    console = Console() if sys.stdout is not None and sys.stdout.isatty() else Console(width=160)
     console.print(table)
 
 

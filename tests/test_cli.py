@@ -1,9 +1,9 @@
 """The command line: what it takes in AMCT's form and in its own, and what it prints where."""
 
 import json
-import logging
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -22,17 +22,19 @@ from amct_onnx.formats.record import read_record
 ROOT = Path(amct_onnx.__file__).parents[1]
 DIGITS = ROOT / "models" / "digits"
 FILES = ("deploy_model.onnx", "fake_quant_model.onnx", "record.txt", "config.json")
+PRINTED = (*FILES, "quant.json")
 LAYERS = ["stem.conv", "depthwise.conv", "pointwise.conv", "down.conv", "pool", "classifier"]
-COMMANDS = ("calibration", "convert", "plan", "compare", "verify", "simulate", "agreement")
-
-
-@pytest.fixture(autouse=True)
-def log_as_before():
-    """The command line sets up the log of the process; the next test shall not see it."""
-    log = logging.getLogger("amct_onnx")
-    before = log.handlers[:], log.level, log.propagate
-    yield
-    log.handlers[:], log.level, log.propagate = before
+COMMANDS = (
+    "calibration",
+    "convert",
+    "convert-caffe",
+    "plan",
+    "compare",
+    "verify",
+    "simulate",
+    "agreement",
+    "completion",
+)
 
 
 def status(*arguments):
@@ -76,7 +78,7 @@ def test_calibration_writes_what_the_function_writes(tmp_path, expected, capfd):
     assert calibration(tmp_path) == 0
     assert contents(tmp_path) == contents(expected)
     said = capfd.readouterr()
-    assert said.out.splitlines()[-4:] == [str(tmp_path / "out" / f"net_{name}") for name in FILES]
+    assert said.out.splitlines()[-5:] == [str(tmp_path / "out" / f"net_{name}") for name in PRINTED]
     assert "logits" in said.out
     assert "Traceback" not in said.err
 
@@ -92,7 +94,7 @@ def test_values_may_stand_behind_a_space_or_an_equals_sign(tmp_path, expected):
 def test_a_directory_with_a_slash_behind_it_takes_names_without_a_prefix(tmp_path):
     net, data = DIGITS / "digits.onnx", DIGITS / "calibration.npz"
     assert status("calibration", "-q", "--model", net, "--data", data, "--save_path", f"{tmp_path}/out/") == 0
-    assert sorted(os.listdir(tmp_path / "out")) == sorted(FILES)
+    assert sorted(os.listdir(tmp_path / "out")) == sorted(PRINTED)
 
 
 def test_a_configuration_is_followed(tmp_path, capfd):
@@ -359,7 +361,7 @@ def test_a_number_of_batches_that_is_no_number_is_wrong_usage(batch_num, capfd):
         (None, ["none.cfg"]),
         ("batch_nums: 1", ["quant.cfg", "'batch_nums'"]),
         ('skip_layers: "stem"', ["'stem'", "'stem.conv'"]),
-        ("joint_quant: true", ["joint_quant", "not available"]),
+        ("common_config { ada_quantize { reg_param: 2 } }", ["ada_quantize", "reg_param"]),
     ],
 )
 def test_plan_names_what_is_wrong_with_the_configuration(tmp_path, content, parts, capfd):
@@ -421,13 +423,51 @@ def test_verify_has_a_status_for_what_cannot_be_read_or_written(tmp_path, expect
         ([tmp_path / "net.onnx"], "not an ONNX model"),
         ([path, "--record", tmp_path / "none.txt"], "none.txt"),
         ([path, "--float-model", tmp_path / "none.onnx"], "no such file"),
-        ([path, "--json", tmp_path / "none" / "report.json"], "cannot be written"),
+        ([path, "--json", tmp_path / "net.onnx" / "report.json"], "is not a directory"),
+        ([path, "--json", tmp_path], "is a directory"),
+        ([path, "--json", os.devnull], "is a device or a pipe"),
     ):
         assert status("verify", *arguments) == 2
         said = capfd.readouterr()
         assert said.out == ""
         assert re.fullmatch(r"amct_onnx: [^\n]+\n", said.err)
         assert part in said.err
+
+
+def test_no_file_that_is_read_is_overwritten(tmp_path, expected, capfd):
+    path, record = deploy_model(expected)
+    for source in (path, record):
+        shutil.copy(source, tmp_path)
+    before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+    (tmp_path / "link.json").symlink_to(path.name)
+    for name in (path.name, record.name, "link.json"):
+        assert (
+            status("verify", tmp_path / path.name, "--record", tmp_path / record.name, "--json", tmp_path / name) == 2
+        )
+        assert f"{name}: --json would overwrite what is read or written besides" in capfd.readouterr().err
+    (tmp_path / "link.json").unlink()
+    (tmp_path / "data").mkdir()
+    shutil.copy(DIGITS / "calibration.npz", tmp_path / "data" / "one.npz")
+    given = ["simulate", path, "--data", tmp_path / "data", "--save"]
+    assert status(*given, tmp_path / "data" / "one.npz") == 1
+    shutil.rmtree(tmp_path / "data")
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a file that is always full")
+def test_an_output_that_cannot_be_written_is_no_finding(expected):
+    path, _ = deploy_model(expected)
+    with open("/dev/full", "wb") as full:
+        for arguments, expected_status in (["verify", path, "--json", "-"], 2), (["plan", DIGITS / "digits.onnx"], 1):
+            done = subprocess.run(
+                [sys.executable, "-m", "amct_onnx", *map(str, arguments)],
+                stdout=full,
+                stderr=subprocess.PIPE,
+                env={**os.environ, "PYTHONPATH": str(ROOT)},
+                check=False,
+            )
+            assert done.returncode == expected_status
+            assert re.fullmatch(r"amct_onnx: the output cannot be written: [^\n]+\n", done.stderr.decode())
 
 
 # Help, usage, log
@@ -486,7 +526,7 @@ def test_python_dash_m_runs_it(tmp_path, expected):
     assert contents(tmp_path) == contents(expected)
     assert b"\x1b" not in done.stdout + done.stderr
     assert b"\r" not in done.stderr
-    assert done.stdout.decode().splitlines()[-4:] == [os.path.join("out", f"net_{name}") for name in FILES]
+    assert done.stdout.decode().splitlines()[-5:] == [os.path.join("out", f"net_{name}") for name in PRINTED]
 
 
 def test_an_error_of_the_program_is_one_line_and_no_traceback(tmp_path):

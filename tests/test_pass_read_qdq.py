@@ -177,6 +177,18 @@ def test_integers_may_be_moved_inside_of_a_pair():
     assert nodes_as_text(left)[0] == "[m] xm = Reshape(x, int64[2])"
 
 
+@pytest.mark.parametrize("moved", [False, True])
+def test_a_cast_to_the_type_that_the_integers_have_is_none(moved):
+    """PyTorch writes one in front of every DequantizeLinear of a network that it converted to integers."""
+    text, weights = gemm(z=U(121))
+    inner = "[m] xm = Identity(xq) [c] xc = Cast<to = 2>(xm)" if moved else "[c] xc = Cast<to = 2>(xq)"
+    text = text.replace("[d] xd = DequantizeLinear(xq,", f"{inner} [d] xd = DequantizeLinear(xc,")
+    reading, left = read(text, weights)
+    assert reading.activations["fc"].offset == -7
+    assert reading.gone["c"] == "casts integers to the type that they have"
+    assert "Cast" not in [node.op_type for node in left.graph.node]
+
+
 def test_integers_that_are_cut_off_further_keep_their_limits():
     text, weights = gemm()
     text = text.replace("[d] xd = DequantizeLinear(xq,", "[c] xc = Clip(xq, , high) [d] xd = DequantizeLinear(xc,")
@@ -283,10 +295,18 @@ def test_a_product_has_one_scale_for_its_weight():
     assert reading.weights["fc"].scale.shape == ()
 
 
-def test_16_bits_and_scales_per_channel_of_activations_are_said():
-    text, weights = gemm(z=np.int16(0))
+@pytest.mark.parametrize(("zero", "offset"), [(np.int16(-300), -300), (np.uint16(300), 300 - 32768)])
+def test_16_bits_are_read(zero, offset):
+    text, weights = gemm(z=zero)
     reading, _ = read(text, weights, opset=21)
-    assert reading.reasons == {"fc": "its input is quantized to int16; int8 and uint8 are taken"}
+    found = reading.activations["fc"]
+    assert (found.num_bits, int(found.offset)) == (16, offset)
+
+
+def test_32_bits_and_scales_per_channel_of_activations_are_said():
+    text, weights = gemm(z=np.int32(0))
+    reading, _ = read(text, weights)
+    assert reading.reasons == {"fc": "its input is quantized to int32; integers of 8 and 16 bits are taken"}
     text, weights = gemm(s=np.full(4, 0.1, F) * [1, 2, 3, 4], z=np.zeros(4, S))
     reading, left = read(text, weights | {"s": np.array([1, 2, 3, 4], F)})
     assert reading.reasons == {"fc": "its input has a scale for each channel; Ascend takes one"}
@@ -300,6 +320,11 @@ def test_16_bits_and_scales_per_channel_of_activations_are_said():
         ("(xq, s, z)", "(xq, sw, z)", r"'q' and 'd' behind it have different scales or zero points"),
         ("(x, s, z)", "(x, r, z)", r"the scale of QuantizeLinear 'q' is computed at run time"),
         ("[q] xq = QuantizeLinear(x, s, z)", "[q] xq = Cast<to = 3>(x)", r"'d' reads integers of 'q' \(Cast\)"),
+        (
+            "xd = DequantizeLinear(xq,",
+            "xc = Cast<to = 2>(xq) [e] xd = DequantizeLinear(xc,",
+            r"'e' reads integers of 'd'",
+        ),
         ("[fc]", "[c] o = Cast<to = 1>(xq) [fc]", r"'c' \(Cast\) takes the integers of 'q'; only those that Deq"),
         ("[fc]", "[m] o = MatMulInteger(xq, xq) [fc]", r"node 'm' \(MatMulInteger\) works on integers; export"),
     ],

@@ -12,12 +12,27 @@ import amct_onnx
 
 ROOT = Path(amct_onnx.__file__).parents[1]
 NAMES = [
-    *("AdaRound", "AmctError", "Arq", "ConfigError", "DataError", "Dmq", "Hfmg", "Ifmr", "LayerConfig", "ModelError"),
+    *(
+        "AdaRound",
+        "AmctError",
+        "ArgumentError",
+        "Arq",
+        "ConfigError",
+        "DataError",
+        "Dmq",
+        "Hfmg",
+        "Ifmr",
+        "LayerConfig",
+        "ModelError",
+    ),
     *("NotAvailableError", "Nuq", "NuqConfig", "OutputError", "PassError", "QuantConfig", "QuantizeResult"),
     *("RetrainConfig", "RetrainLayerConfig"),
     *("RecordError", "SimulatedSession", "TensorConfig", "VerifyReport", "compare_models", "convert_model"),
-    *("import_qdq", "quantize_onnx"),
+    *("import_caffe", "import_qdq", "quantize_onnx"),
     "verify_deploy_model",
+    # AMCT's own, step by step
+    *("calibration_session", "convert_qat_model", "create_quant_config", "quantize_model", "quantize_preprocess"),
+    "save_model",
 ]
 TRAINING_NAMES = [
     *("create_quant_retrain_config", "create_quant_retrain_model", "restore_quant_retrain_model", "retrain_onnx"),
@@ -86,7 +101,7 @@ def test_type_checkers_see_the_same_names_as_users():
     text = Path(amct_onnx.__file__).read_text(encoding="utf-8")
     handed_on = re.findall(r"^ {4}from [\w.]+ import (\w+) as (\w+)$", text, re.MULTILINE)
     assert all(name == alias for name, alias in handed_on)
-    assert sorted(name for name, _ in handed_on) == sorted([*NAMES, *TRAINING_NAMES])
+    assert sorted(name for name, _ in handed_on) == sorted([*NAMES, *TRAINING_NAMES, "AMCT_SO"])
 
 
 @pytest.mark.parametrize("name", TRAINING_NAMES)
@@ -108,6 +123,7 @@ def test_without_torch_the_error_names_the_extra():
 @pytest.mark.parametrize(
     ("name", "kind"),
     [
+        ("ArgumentError", TypeError),
         ("ConfigError", ValueError),
         ("ModelError", ValueError),
         ("DataError", ValueError),

@@ -16,6 +16,7 @@ from google.protobuf.message import DecodeError
 from onnx import TensorProto
 
 from amct_onnx.errors import AmctError, ModelError, OutputError
+from amct_onnx.formats.caffe.importer import read_caffe
 from amct_onnx.passes.protos import all_graphs, names_in_bodies
 from amct_onnx.passes.weights import (
     LARGEST_MESSAGE,
@@ -29,18 +30,28 @@ from amct_onnx.passes.weights import (
     stub,
 )
 
+CaffePair = tuple[str | os.PathLike[str], str | os.PathLike[str]]
+"""A Caffe model: the paths of its .prototxt and of its .caffemodel."""
 
-def read_model(model: str | os.PathLike[str] | onnx.ModelProto | LightModel) -> LightModel:
+ModelSource = str | os.PathLike[str] | onnx.ModelProto | CaffePair
+"""What users give as a model: the path of an .onnx file, a model in memory, or a Caffe model."""
+
+
+def read_model(model: ModelSource | LightModel) -> LightModel:
     """The model; large external data stay in their files.
 
     Raises:
         ModelError: there is no such file, or it is no ONNX model, or a truncated one; or its external data are missing,
-            too short, or outside of its directory.
+            too short, or outside of its directory; or an initializer has a negative size; or what `read_caffe` raises.
     """
     if isinstance(model, LightModel):
         return model
     proto = read_without_data(model)
-    if isinstance(model, onnx.ModelProto):
+    for tensor in proto.graph.initializer:
+        if min(tensor.dims, default=0) < 0:
+            name = str(model) if isinstance(model, (str, os.PathLike)) else "the model"
+            raise ModelError(f"{name}: initializer {tensor.name!r} has the impossible shape {list(tensor.dims)}")
+    if isinstance(model, (onnx.ModelProto, tuple)):
         return detached(proto)
     path = Path(model)
     try:
@@ -53,16 +64,25 @@ def read_model(model: str | os.PathLike[str] | onnx.ModelProto | LightModel) -> 
     return LightModel(proto=light.proto, weights={**light.weights, **stored})
 
 
-def read_without_data(model: str | os.PathLike[str] | onnx.ModelProto) -> onnx.ModelProto:
+def read_without_data(model: ModelSource) -> onnx.ModelProto:
     """The model alone: nothing is read of files that it names.
 
     Raises:
-        ModelError: there is no such file, or it is no ONNX model, or a truncated one.
+        ModelError: there is no such file, or it is no ONNX model, or a truncated one; or what `read_caffe` raises.
     """
     if isinstance(model, onnx.ModelProto):
         return _with_graph(model, "the model")
+    if isinstance(model, tuple):
+        if len(model) != 2:
+            raise ModelError(f"a Caffe model is given as (prototxt, caffemodel), found {len(model)} entries")
+        return read_caffe(*model)
     if not isinstance(model, (str, os.PathLike)):
-        raise ModelError(f"the model is a {type(model).__name__}; give the path of an .onnx file, or a ModelProto")
+        raise ModelError(
+            f"the model is a {type(model).__name__}; give the path of an .onnx file, a ModelProto, or the paths of a "
+            "Caffe model as (prototxt, caffemodel)"
+        )
+    if os.fspath(model).endswith((".prototxt", ".caffemodel")):
+        raise ModelError(f"{model}: half a Caffe model; give both files: (prototxt, caffemodel), or --weights")
     return _with_graph(_parsed(Path(model)), str(model))
 
 
@@ -147,10 +167,11 @@ def _located(tensor: TensorProto, model: Path) -> tuple[Path, int]:
 def staged(directory: Path, names: list[str]) -> Iterator[Path]:
     """A folder to write files into; at the end all files in it are moved to `directory`, replacing those of `names`.
 
-    Where anything fails, also one of the moves, nothing is left behind and `directory` is as it was.
+    They are moved in the order of `names`, others before them: whoever is killed meanwhile leaves whole files. Where
+    anything fails, also one of the moves, nothing is left behind and `directory` is as it was.
 
     Raises:
-        OutputError: the directory cannot be made or written to, or one of `names` is a directory there.
+        OutputError: the directory cannot be made or written to, or one of `names` is there and no file.
     """
     made: list[Path] = []
     stage: Path | None = None
@@ -159,11 +180,13 @@ def staged(directory: Path, names: list[str]) -> Iterator[Path]:
         for name in names:
             if (directory / name).is_dir():
                 raise OutputError(f"{directory / name}: is a directory; a file of this name shall be written")
+            if (directory / name).exists() and not (directory / name).is_file():
+                raise OutputError(f"{directory / name}: is a device or a pipe, which a file cannot take the place of")
         stage = Path(tempfile.mkdtemp(prefix=".amct_onnx-", dir=directory))
         files = stage / "new"
         files.mkdir()
         yield files
-        _move(files, directory, stage)
+        _move(files, directory, stage, names)
         made = []
     except (OSError, ValueError) as error:
         if isinstance(error, AmctError):
@@ -178,19 +201,29 @@ def staged(directory: Path, names: list[str]) -> Iterator[Path]:
                 folder.rmdir()
 
 
-def write_texts(texts: Mapping[Path, str]) -> None:
-    """Write several files: all of them, or none where one cannot be written.
+def write_files(contents: Mapping[Path, LightModel | str]) -> None:
+    """Write several files, models or texts: all of them, or none where one cannot be written. Links are followed.
+
+    They appear in this order.
 
     Raises:
         OutputError: one cannot be written.
     """
+    try:
+        contents = {Path(os.path.realpath(path)): content for path, content in contents.items()}
+    except ValueError as error:
+        raise OutputError(f"a name that no file can have: {error}") from error
     with ExitStack() as stack:
         stages: dict[Path, Path] = {}
-        for folder in {path.parent: None for path in texts}:
-            names = [path.name for path in texts if path.parent == folder]
+        for folder in list({path.parent: None for path in contents})[::-1]:  # who is entered last moves first
+            names = [path.name for path in contents if path.parent == folder]
             stages[folder] = stack.enter_context(staged(folder, names))
-        for path, text in texts.items():
-            (stages[path.parent] / path.name).write_text(text, encoding="utf-8")
+        for path, content in contents.items():
+            staged_path = stages[path.parent] / path.name
+            if isinstance(content, LightModel):
+                write_model(content, staged_path)
+            else:
+                staged_path.write_text(content, encoding="utf-8")
 
 
 def _make(directory: Path, made: list[Path]) -> None:
@@ -202,25 +235,34 @@ def _make(directory: Path, made: list[Path]) -> None:
         raise OutputError(f"{directory}: is not a directory")
 
 
-def _move(files: Path, directory: Path, stage: Path) -> None:
+def _move(files: Path, directory: Path, stage: Path, names: list[str]) -> None:
     """Move every file into place; where one cannot be, take back those before it and put back what they replaced."""
     done: list[tuple[Path, Path | None]] = []
     try:
-        for file in sorted(files.iterdir()):
+        rank = {name: number for number, name in enumerate(names)}
+        for file in sorted(files.iterdir(), key=lambda file: (rank.get(file.name, -1), file.name)):
             target = directory / file.name
             kept = None
             if target.exists():
                 kept = stage / f"old {file.name}"
-                os.replace(target, kept)
+                _keep(target, kept)
             done.append((target, kept))
             os.replace(file, target)
     except BaseException:
         for target, kept in reversed(done):
             if kept is not None:
-                os.rename(kept, target)
+                os.replace(kept, target)
             else:
                 target.unlink(missing_ok=True)
         raise
+
+
+def _keep(file: Path, name: Path) -> None:
+    """Keep a file under another name too. Where the system has no second names it is away until it is replaced."""
+    try:
+        os.link(file, name)
+    except OSError:
+        os.replace(file, name)
 
 
 def write_model(model: LightModel, path: Path) -> None:

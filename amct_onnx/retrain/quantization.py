@@ -16,7 +16,7 @@ from torch import nn
 from amct_onnx.convert import run_once
 from amct_onnx.data import CalibrationSource, Feed
 from amct_onnx.errors import ModelError, located
-from amct_onnx.formats.model_file import read_model, write_texts
+from amct_onnx.formats.model_file import read_model, write_files
 from amct_onnx.formats.retrain_json import RetrainSource, format_retrain_json, load_retrain_config
 from amct_onnx.kernels.quant_params import QuantParams
 from amct_onnx.passes.graph import Array
@@ -50,7 +50,7 @@ def create_quant_retrain_config(
     """
     config = load_retrain_config(config_defination)
     _, plan = _planned(model, config_defination)
-    write_texts({Path(config_file): format_retrain_json(config, plan.blocks())})
+    write_files({Path(config_file): format_retrain_json(config, plan.blocks())})
 
 
 def create_quant_retrain_model(config_file: RetrainSource, model: Model) -> QuantRetrainModule:
