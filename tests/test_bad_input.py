@@ -2,7 +2,6 @@
 
 import errno
 import json
-import logging
 import os
 import resource
 from contextlib import contextmanager
@@ -59,15 +58,6 @@ def network(**replaced):
 
 
 IMAGES = draw(2, 3, 8, 8, seed=9)
-
-
-@pytest.fixture(autouse=True)
-def log_as_before():
-    """The command line sets up the log of the process; the next test shall not see it."""
-    log = logging.getLogger("amct_onnx")
-    before = log.handlers[:], log.level, log.propagate
-    yield
-    log.handlers[:], log.level, log.propagate = before
 
 
 def tree(folder):

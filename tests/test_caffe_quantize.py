@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 from pathlib import Path
 
 import numpy as np
@@ -59,14 +58,6 @@ def pair(tmp_path_factory):
 @pytest.fixture(scope="module")
 def batches():
     return list(np.random.default_rng(1).normal(size=(3, 2, 3, 9, 9)).astype(np.float32))
-
-
-@pytest.fixture(autouse=True)
-def log_as_before():
-    log = logging.getLogger("amct_onnx")
-    before = log.handlers[:], log.level, log.propagate
-    yield
-    log.handlers[:], log.level, log.propagate = before
 
 
 def contents(folder: Path) -> dict[str, bytes]:
