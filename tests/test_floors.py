@@ -17,6 +17,9 @@ FLOORS = [
     ["deploy", "planning", "report"],
     ["prepare", "results"],
     ["convert", "quantize"],
+    ["selection", "trials"],
+    ["auto_calibration"],
+    ["common"],
     ["cli"],
     ["__init__", "__main__"],
 ]

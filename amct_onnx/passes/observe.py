@@ -34,7 +34,7 @@ def observe(run: CalibrationRun) -> Pass:
     def find(state: QuantState) -> None:
         served = _layers_by_watch(state, run.first)
         watches = [watch for watch, _, _ in served]
-        model = _calibration_model(state)
+        model = calibration_model(state)
         run.show(model, watches)
         del model
         with ThreadPoolExecutor(available_cores()) as threads:
@@ -86,7 +86,7 @@ def _observer_for(layer: LayerPlan) -> _Range:
     return HfmgObserver(layer.activation, asymmetric=asymmetric)
 
 
-def _calibration_model(state: QuantState) -> LightModel:
+def calibration_model(state: QuantState) -> LightModel:
     """The float model with fake-quantized weights."""
     graph = state.graph.copy()
     planned = state.plan.layers

@@ -1,0 +1,109 @@
+"""Trial models: a model is calibrated once, then written with any of its layers left float, as often as wanted.
+
+A trial costs a copy of the graph, the passes that rewrite it and a session, but no calibration: the scales of the
+layers that stay quantized are those found when all layers were. That loses nothing: inputs are observed in the float
+model behind fake-quantized weights, which other layers being float changes little (docs/auto-calibration.md has the
+measurement). AMCT calibrates anew for every trial.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+
+from amct_onnx.data import Feed
+from amct_onnx.passes.graph import Array
+from amct_onnx.passes.manager import run_passes
+from amct_onnx.passes.pipelines import FAKE_QUANT
+from amct_onnx.passes.session import Session, open_session
+from amct_onnx.passes.state import QuantState
+from amct_onnx.passes.weights import LightModel
+from amct_onnx.quantize import Calibrated
+from amct_onnx.report.compare import RunningError
+
+_KEPT_FLOAT = "kept float: the accuracy that was asked for needs it"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mix:
+    """What differs from the plan in which every layer is quantized.
+
+    float_layers: layers that stay float.
+    """
+
+    float_layers: frozenset[str] = frozenset()
+
+
+class Trials:
+    """A calibrated model, of which trial models are made.
+
+    Attributes:
+        layers: every layer that can be left float, in the order of the graph.
+    """
+
+    def __init__(self, found: Calibrated, *, batches: int | None = None) -> None:
+        """Keep the model, and what it makes of the first batches.
+
+        batches: of the calibration data that noise is measured on; None for all. They and the outputs are kept in
+            memory.
+        """
+        self._found = found
+        self.layers = tuple(layer.name for layer in found.state.layers())
+        self._feeds: list[Feed] = list(_copies(islice(found.feeds, batches)))
+        session = open_session(found.state.graph.to_light(), "the float model")
+        self._expected = [session.run(feed, f"batch {index}") for index, feed in enumerate(self._feeds)]
+
+    def state(self, mix: Mix) -> QuantState:
+        """The calibrated state with the decisions of `mix`, over the same graph: whoever rewrites it makes a copy.
+
+        The layers left float are among `disabled` and `skipped` of its plan.
+        """
+        plan = self._found.state.plan
+        layers = {name: layer for name, layer in plan.layers.items() if name not in mix.float_layers}
+        order = {node.name: index for index, node in enumerate(self._found.state.graph.nodes)}
+        off = {**plan.disabled, **{name: plan.layers[name] for name in mix.float_layers}}
+        plan = replace(
+            plan,
+            layers=layers,
+            disabled={name: off[name] for name in sorted(off, key=lambda name: order.get(name, -1))},
+            skipped={**plan.skipped, **{name: _KEPT_FLOAT for name in self.layers if name in mix.float_layers}},
+        )
+        return replace(self._found.state, plan=plan)
+
+    def model(self, mix: Mix) -> LightModel:
+        """The fake-quant model of `mix`."""
+        state = self.state(mix)
+        state = replace(state, graph=state.graph.copy())
+        run_passes(FAKE_QUANT, state)
+        return state.graph.to_light()
+
+    def noise(self, mix: Mix) -> float:
+        """How far the outputs of the trial model are from the float ones: noise / signal, in power, summed over them.
+
+        Infinite where an output is not finite.
+        """
+        session = open_session(self.model(mix), "a trial model")
+        return _noise(self._expected, session, self._feeds)
+
+
+def _copies(feeds: Iterable[Feed]) -> Iterator[Feed]:
+    for feed in feeds:
+        yield {name: array.copy() for name, array in feed.items()}  # a source may reuse its arrays
+
+
+def _noise(expected: Sequence[Mapping[str, Array]], session: Session, feeds: list[Feed]) -> float:
+    sums = {name: RunningError() for name in _measured(expected[0])}
+    for index, (wanted, feed) in enumerate(zip(expected, feeds, strict=True)):
+        found = session.run(feed, f"batch {index}")
+        for name, error in sums.items():
+            error.add(wanted[name], found[name])
+    ratios = [error.noise / error.xx if error.noise else 0.0 for error in sums.values() if error.xx or not error.noise]
+    total = sum(ratios) if len(ratios) == len(sums) else math.inf
+    return total if math.isfinite(total) else math.inf
+
+
+def _measured(outputs: Mapping[str, Array]) -> list[str]:
+    """The outputs of floats; where there are none, all."""
+    return [name for name, values in outputs.items() if values.dtype.kind == "f"] or list(outputs)
