@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from amct_onnx.deploy.verify import VerifyReport as VerifyReport
     from amct_onnx.deploy.verify import verify_deploy_model as verify_deploy_model
     from amct_onnx.errors import AmctError as AmctError
+    from amct_onnx.errors import ArgumentError as ArgumentError
     from amct_onnx.errors import ConfigError as ConfigError
     from amct_onnx.errors import DataError as DataError
     from amct_onnx.errors import ModelError as ModelError
@@ -33,6 +34,13 @@ if TYPE_CHECKING:
     from amct_onnx.quantize import quantize_onnx as quantize_onnx
     from amct_onnx.report.compare import compare_models as compare_models
     from amct_onnx.results import QuantizeResult as QuantizeResult
+    from amct_onnx.stepwise.convert_qat import convert_qat_model as convert_qat_model
+    from amct_onnx.stepwise.create_config import create_quant_config as create_quant_config
+    from amct_onnx.stepwise.custom_ops import AMCT_SO as AMCT_SO
+    from amct_onnx.stepwise.modified_model import quantize_model as quantize_model
+    from amct_onnx.stepwise.modified_model import quantize_preprocess as quantize_preprocess
+    from amct_onnx.stepwise.save import save_model as save_model
+    from amct_onnx.stepwise.session import calibration_session as calibration_session
 
 # Where each name lives. Loaded on first use: importing the package stays cheap.
 _HOMES = {
@@ -46,15 +54,22 @@ _HOMES = {
     "amct_onnx.kernels.hfmg": "Hfmg",
     "amct_onnx.kernels.ifmr": "Ifmr",
     "amct_onnx.kernels.nuq": "Nuq",
-    "amct_onnx.errors": "AmctError ConfigError DataError ModelError NotAvailableError OutputError PassError "
-    "RecordError",
+    "amct_onnx.errors": "AmctError ArgumentError ConfigError DataError ModelError NotAvailableError OutputError "
+    "PassError RecordError",
     "amct_onnx.quantize": "quantize_onnx",
     "amct_onnx.report.compare": "compare_models",
     "amct_onnx.results": "QuantizeResult",
+    "amct_onnx.stepwise.convert_qat": "convert_qat_model",
+    "amct_onnx.stepwise.create_config": "create_quant_config",
+    "amct_onnx.stepwise.custom_ops": "AMCT_SO",
+    "amct_onnx.stepwise.modified_model": "quantize_model quantize_preprocess",
+    "amct_onnx.stepwise.save": "save_model",
+    "amct_onnx.stepwise.session": "calibration_session",
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names.split()}
 
-__all__ = sorted(_HOME_OF)
+# AMCT_SO needs an extra: a star import, or a look at all names, must not fail where it is not installed.
+__all__ = sorted(_HOME_OF.keys() - {"AMCT_SO"})
 __version__ = "0.1.0"
 
 logging.getLogger("amct_onnx").addHandler(logging.NullHandler())
@@ -67,4 +82,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_HOME_OF])
+    return sorted([*globals(), *__all__])

@@ -313,7 +313,7 @@ def _simulate(options: argparse.Namespace) -> None:
 
 def _agreement(options: argparse.Namespace) -> None:
     from amct_onnx.deploy.profiles import PROFILES
-    from amct_onnx.formats.model_file import read_model, write_texts
+    from amct_onnx.formats.model_file import read_model, write_files
     from amct_onnx.report.agreement import agreement
     from amct_onnx.report.agreement_page import agreement_page
     from amct_onnx.report.tables import agreement_tables
@@ -325,7 +325,7 @@ def _agreement(options: argparse.Namespace) -> None:
     found = agreement(model, options.quantized, options.deploy, feeds, profiles=profiles)
     files = {options.html: agreement_page(found)} if options.html is not None else {}
     files |= {options.json: found.to_json()} if options.json is not None else {}
-    write_texts({Path(path): text for path, text in files.items()})
+    write_files({Path(path): text for path, text in files.items()})
     for table in agreement_tables(found):
         _show(table)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx
@@ -55,28 +55,10 @@ def convert_model(
         RecordError, ModelError, DataError, OutputError, NotAvailableError: each names what was found, where, and what
             is allowed. No file is left behind.
     """
-    if not isinstance(record, (str, os.PathLike)):
-        raise RecordError(f"the record is a {type(record).__name__}; give the path of a record file")
-    source = read_model(model)
-    records = read_record(record)
+    _require_record(record)
     target = None if save_path is None else Target.of(save_path, {"model": model, "record": record}, CONVERTED_FILES)
-    state, session = prepare(source)
-    with located(str(record)):
-        given = given_layers(state, records)
-        skip_fusion = frozenset(name for name, entry in records.items() if entry.skip_fusion)
-        plan = plan_given(
-            state, given, {}, "the record has no factors for it", wide_fusion=wide_fusion, skip_fusion=skip_fusion
-        )
-    state = replace(state, plan=plan)
-    run_passes(FUSE, state)
-    feed, expected = _run_once(session, source, data)
-    del session
-    require_same(state, expected, feed)
-    run_passes(GIVEN, state)
-    for name, reason in state.left_float.items():
-        raise RecordError(f"{record}: record of {name!r}: {reason}")
-    state = replace(state, plan=final_plan(state))
-    return finish(state, make_results(state), target, expected, feed, measure_layers=False)
+    done = scaled_by_record(model, record, data=data, wide_fusion=wide_fusion)
+    return finish(done.state, make_results(done.state), target, done.expected, done.feed, measure_layers=False)
 
 
 def import_qdq(
@@ -100,11 +82,56 @@ def import_qdq(
         ModelError, DataError, OutputError: each names what was found, where, and what is allowed. No file is left
             behind.
     """
-    source = read_model(model)
     target = None if save_path is None else Target.of(save_path, {"model": model}, CONVERTED_FILES)
+    done = scaled_by_qdq(model, data=data)
+    return finish(done.state, make_results(done.state), target, done.expected, done.feed, measure_layers=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scaled:
+    """A float graph whose scales are known, and what the model that was read makes of one feed."""
+
+    state: QuantState
+    feed: Feed
+    expected: Mapping[str, Array]
+
+
+def scaled_by_record(
+    model: str | os.PathLike[str] | onnx.ModelProto,
+    record: str | os.PathLike[str],
+    *,
+    data: CalibrationSource | None = None,
+    wide_fusion: bool = False,
+) -> Scaled:
+    """What `convert_model` writes, before it is written."""
+    _require_record(record)
+    source = read_model(model)
+    records = read_record(record)
+    state, session = prepare(source)
+    with located(str(record)):
+        given = given_layers(state, records)
+        skip_fusion = frozenset(name for name, entry in records.items() if entry.skip_fusion)
+        plan = plan_given(
+            state, given, {}, "the record has no factors for it", wide_fusion=wide_fusion, skip_fusion=skip_fusion
+        )
+    state = replace(state, plan=plan)
+    run_passes(FUSE, state)
+    feed, expected = run_once(session, source, data)
+    del session
+    require_same(state, expected, feed)
+    run_passes(GIVEN, state)
+    for name, reason in state.left_float.items():
+        raise RecordError(f"{record}: record of {name!r}: {reason}")
+    state = replace(state, plan=final_plan(state))
+    return Scaled(state=state, feed=feed, expected=expected)
+
+
+def scaled_by_qdq(model: str | os.PathLike[str] | onnx.ModelProto, *, data: CalibrationSource | None = None) -> Scaled:
+    """What `import_qdq` writes, before it is written."""
+    source = read_model(model)
     # onnxruntime's optimizer rounds more than these models say, float weights behind rounded inputs for one
     session = open_session(runnable(source), "the model", optimize=False)
-    feed, expected = _run_once(session, source, data)
+    feed, expected = run_once(session, source, data)
     plain, reading = _read(source)
     state, session = prepare(plain)
     state.gone.update(reading.gone)
@@ -116,7 +143,12 @@ def import_qdq(
     for pair in reading.pairs:
         plan = _concluded(state, plan, pair)
     state = replace(state, plan=plan)
-    return finish(state, make_results(state), target, expected, feed, measure_layers=False)
+    return Scaled(state=state, feed=feed, expected=expected)
+
+
+def _require_record(record: object) -> None:
+    if not isinstance(record, (str, os.PathLike)):
+        raise RecordError(f"the record is a {type(record).__name__}; give the path of a record file")
 
 
 def _read(source: LightModel) -> tuple[LightModel, Reading]:
@@ -173,7 +205,7 @@ def _concluded(state: QuantState, plan: QuantPlan, pair: Pair) -> QuantPlan:
     return replace(plan, skipped=skipped, notes=notes)
 
 
-def _run_once(session: Session, source: LightModel, data: CalibrationSource | None) -> tuple[Feed, dict[str, Array]]:
+def run_once(session: Session, source: LightModel, data: CalibrationSource | None) -> tuple[Feed, dict[str, Array]]:
     """A feed, and what the model that is read makes of it.
 
     Raises:
@@ -193,8 +225,12 @@ def _run_once(session: Session, source: LightModel, data: CalibrationSource | No
     raise DataError(f"{reasons[0]}; give data that the model runs on")
 
 
-def given_layers(state: QuantState, records: Mapping[str, LayerRecord]) -> dict[str, GivenLayer]:
+def given_layers(
+    state: QuantState, records: Mapping[str, LayerRecord], *, is_applied: bool = False
+) -> dict[str, GivenLayer]:
     """The scales of every layer that has factors, checked against the nodes of a prepared graph.
+
+    is_applied: the weights of the graph are balanced, and rounded to the centres of NUQ, already.
 
     Raises:
         RecordError: a key is no layer that can be quantized, its factors do not fit the layer, or no key has any.
@@ -204,7 +240,8 @@ def given_layers(state: QuantState, records: Mapping[str, LayerRecord]) -> dict[
     given = {}
     for name, record in records.items():
         with located(f"record of {name!r}"):
-            _refuse_unavailable(name, record, nodes)
+            done = replace(record, tensor_balance_factor=(), cluster=()) if is_applied else record
+            _refuse_unavailable(name, done, nodes)
             node = nodes.get(name)
             if node is None:
                 raise RecordError(_why_unknown(state, name))

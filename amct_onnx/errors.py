@@ -1,6 +1,7 @@
 """The errors that users see.
 
 AmctError
+├── ArgumentError       a function is called with an argument of the wrong type (also a TypeError)
 ├── ConfigError         a configuration asks for something that is not allowed (also a ValueError)
 ├── ModelError          the model cannot be read or holds what the engine cannot work on (also a ValueError)
 ├── DataError           the calibration data do not fit the model (also a ValueError)
@@ -22,6 +23,10 @@ from contextlib import contextmanager
 
 class AmctError(Exception):
     """Root of all errors raised on purpose."""
+
+
+class ArgumentError(AmctError, TypeError):
+    """A function is called with an argument of the wrong type."""
 
 
 class ConfigError(AmctError, ValueError):

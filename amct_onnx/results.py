@@ -156,7 +156,7 @@ def make_results(state: QuantState, config: str | None = None, *, qdq: bool = Fa
     return Results(
         deploy=_rewritten(state, DEPLOY),
         fake_quant=_rewritten(state, FAKE_QUANT),
-        record=format_record(_records(state)),
+        record=format_record(layer_records(state)),
         config=config,
         qdq=_rewritten(_raised(state), QDQ) if qdq else None,
     )
@@ -175,21 +175,22 @@ def _rewritten(state: QuantState, passes: tuple[Pass, ...]) -> LightModel:
     return copy.graph.to_light()
 
 
-def _records(state: QuantState) -> dict[str, LayerRecord]:
+def layer_records(state: QuantState) -> dict[str, LayerRecord]:
+    """What a record says of every planned layer; without the activations where they are unknown."""
     nodes = {node.name: node for node in state.graph.nodes}
     return {layer.name: _record(state, layer, has_weight(nodes[layer.name])) for layer in state.layers()}
 
 
 def _record(state: QuantState, layer: LayerPlan, weighted: bool) -> LayerRecord:
-    activation = state.activations[layer.name]
+    activation = state.activations.get(layer.name)
     scales = state.weights[layer.name].scale.ravel() if weighted else np.ones(1, np.float32)
     return LayerRecord(
-        scale_d=float(activation.scale),
-        offset_d=int(activation.offset),
+        scale_d=None if activation is None else float(activation.scale),
+        offset_d=None if activation is None else int(activation.offset),
         scale_w=tuple(float(s) for s in scales),
         offset_w=(0,) * len(scales),
         tensor_balance_factor=tuple(float(f) for f in state.balances.get(layer.name, ())),
-        act_type=f"INT{activation.num_bits}",
+        act_type=None if activation is None else f"INT{activation.num_bits}",
         cluster=tuple(int(centre) for centre in state.clusters.get(layer.name, ())),
         wts_type=f"INT{state.weights[layer.name].num_bits}" if weighted else None,
     )
@@ -217,15 +218,38 @@ def finish(
 ) -> QuantizeResult:
     """Write the files if asked to, load them again, run them, and only then put them into place."""
     files = results.files()
+    found = write_verified(state, files, target, expected, feed, measure_layers=measure_layers)
+    if target is not None:
+        return _result(state, found, {ending: target.path(ending) for ending in files})
+    given = {
+        ending: content.whole() if isinstance(content, LightModel) else content for ending, content in files.items()
+    }
+    return _result(state, found, given)
+
+
+def write_verified(
+    state: QuantState,
+    files: Mapping[str, LightModel | str],
+    target: Target | None,
+    expected: Mapping[str, Array],
+    feed: Feed | None,
+    *,
+    measure_layers: bool = False,
+) -> Comparison:
+    """Write files that belong together, load them again, run them, and only then put them into place.
+
+    Args:
+        state: of the float graph that the models were made from.
+        files: ending -> what is written into it; a deploy and a fake-quant model among them.
+        target: where they go; None checks them in memory.
+        expected: what the float model makes of `feed`.
+        feed: the first batch; None only checks that the fake-quant model is ready to run.
+        measure_layers: compare every layer too.
+    """
+    models = {ending: content for ending, content in files.items() if isinstance(content, LightModel)}
     if target is None:
-        models = {ending: content for ending, content in files.items() if isinstance(content, LightModel)}
-        found = _verified(state, models, expected, feed, measure_layers)
-        given = {
-            ending: content.whole() if isinstance(content, LightModel) else content for ending, content in files.items()
-        }
-        return _result(state, found, given)
+        return _verified(state, models, expected, feed, measure_layers)
     with staged(target.directory, [target.path(ending).name for ending in files]) as stage:
-        models = {}
         for ending, content in files.items():
             path = stage / target.path(ending).name
             if isinstance(content, LightModel):
@@ -233,15 +257,14 @@ def finish(
                 models[ending] = read_model(path)
             else:
                 path.write_text(content, encoding="utf-8")
-        found = _verified(state, models, expected, feed, measure_layers)
-    return _result(state, found, {ending: target.path(ending) for ending in files})
+        return _verified(state, models, expected, feed, measure_layers)
 
 
 def _verified(
     state: QuantState,
     models: Mapping[str, LightModel],
     expected: Mapping[str, Array],
-    feed: Feed,
+    feed: Feed | None,
     measure_layers: bool,
 ) -> Comparison:
     """Run the fake-quant model against the float one, and check that the others have the same ends.
@@ -259,6 +282,9 @@ def _verified(
                 f"the inputs and outputs of {ending} are {_ends_of(model)}, the fake-quant model's {wanted}"
             )
     _require_rules_kept(state, models["deploy_model.onnx"])
+    if feed is None:
+        open_session(fake_quant, "the quantized model")
+        return Comparison(outputs={}, layers={})
     outputs = compare_outputs(expected, fake_quant, feed, "the quantized model")
     if QDQ_FILE in models:
         _require_agreement(models[QDQ_FILE], fake_quant, feed, outputs)
@@ -291,7 +317,7 @@ def _require_agreement(
 
 def _require_rules_kept(state: QuantState, deploy: LightModel) -> None:
     """ATC must take the deploy model. What it would not take of the float model either is the model's own affair."""
-    report = verify_deploy_model(deploy.proto, record=_records(state), weights=deploy.weights)
+    report = verify_deploy_model(deploy.proto, record=layer_records(state), weights=deploy.weights)
     for finding in report.warnings:
         _log.debug("%s", _sentence(finding))
     if report.errors:

@@ -17,7 +17,7 @@ FLOORS = [
     ["deploy", "planning", "report"],
     ["prepare", "results"],
     ["convert", "quantize"],
-    ["selection", "trials"],
+    ["selection", "stepwise", "trials"],
     ["auto_calibration"],
     ["common"],
     ["cli"],

@@ -18,7 +18,7 @@ import numpy as np
 from amct_onnx import __version__
 from amct_onnx.auto_calibration.metric_json import UnwritableError, decode, encode
 from amct_onnx.data import Feed
-from amct_onnx.formats.model_file import write_texts
+from amct_onnx.formats.model_file import write_files
 from amct_onnx.passes.weights import LightModel, loaded
 from amct_onnx.trials import Mix
 
@@ -109,7 +109,7 @@ class TrialLog:
             except UnwritableError:
                 continue  # it is measured again
         content = {**self._head, "rankings": self._rankings, "trials": trials}
-        write_texts({self._path: json.dumps(content, indent=1) + "\n"})
+        write_files({self._path: json.dumps(content, indent=1) + "\n"})
 
 
 def _written(mix: Mix) -> dict[str, list[str]]:

@@ -116,6 +116,7 @@ def _absorb_followers(state: QuantState, norm: Node, names: set[str]) -> None:
         state.graph.remove([follower])
         norm.outputs[0] = result  # a tensor that keeps its name keeps its values
         state.gone[follower.name] = f"folded into {norm.name!r}"
+        state.folded[follower.name] = norm.name
 
 
 def _per_channel_operand(follower: Node, norm: Node) -> Array | None:
@@ -218,6 +219,7 @@ def _fold(state: QuantState, layer: Node, norm: Node, fused: tuple[Array, Array]
     graph.remove([norm])
     last.outputs[0] = result
     state.gone[norm.name] = f"folded into {layer.name!r}"
+    state.folded[norm.name] = layer.name
 
 
 FUSE_BATCH_NORM = Pass(

@@ -24,7 +24,7 @@ from amct_onnx.passes.layers import has_weight
 from amct_onnx.passes.observation import Feed, Watch
 from amct_onnx.passes.quantize_weights import fake_quantized
 from amct_onnx.passes.resources import available_cores
-from amct_onnx.passes.state import LayerPlan, Pass, QuantPlan, QuantState
+from amct_onnx.passes.state import Pass, QuantPlan, QuantState
 from amct_onnx.passes.weights import LightModel
 
 
@@ -56,34 +56,39 @@ def warm_up_beside(plan: QuantPlan) -> None:
     Thread(target=lambda: [warm_up() for warm_up in kernels], name="amct_onnx-compile").start()
 
 
-_Range = IfmrObserver | HfmgObserver
-_Served = tuple[Watch, _Range, list[str]]
+RangeObserver = IfmrObserver | HfmgObserver
+
+_Served = tuple[Watch, RangeObserver, list[str]]
 
 
 def _layers_by_watch(state: QuantState, first: Feed) -> list[_Served]:
     """One observer for each tensor and way of observing it, and the layers that it serves."""
-    nodes = {node.name: node for node in state.graph.nodes}
     sizes = Sizes(state, first)
-    found: dict[tuple[str, Ifmr | Hfmg | QuantParams], _Served] = {}
+    found: list[_Served] = []
+    for (tensor, activation), layers in layers_by_tensor(state).items():
+        observer = observer_for(activation)
+        in_order = isinstance(activation, Hfmg)
+        watch = Watch(tensor=tensor, observer=observer, in_order=in_order, size=sizes.of(tensor))
+        found.append((watch, observer, layers))
+    return found
+
+
+def layers_by_tensor(state: QuantState) -> dict[tuple[str, Ifmr | Hfmg], list[str]]:
+    """Each tensor to observe, and how -> the layers that read it, in the order of the graph."""
+    nodes = {node.name: node for node in state.graph.nodes}
+    found: dict[tuple[str, Ifmr | Hfmg], list[str]] = {}
     for layer in state.layers():
-        tensor = nodes[layer.name].inputs[0].name
-        key = (tensor, layer.activation)
-        if key not in found:
-            observer = _observer_for(layer)
-            in_order = isinstance(layer.activation, Hfmg)
-            watch = Watch(tensor=tensor, observer=observer, in_order=in_order, size=sizes.of(tensor))
-            found[key] = (watch, observer, [])
-        found[key][2].append(layer.name)
-    return list(found.values())
+        assert not isinstance(layer.activation, QuantParams), "it is given, there is nothing to observe"
+        found.setdefault((nodes[layer.name].inputs[0].name, layer.activation), []).append(layer.name)
+    return found
 
 
-def _observer_for(layer: LayerPlan) -> _Range:
-    assert not isinstance(layer.activation, QuantParams), "it is given, there is nothing to observe"
-    asymmetric = layer.activation.asymmetric
-    assert asymmetric is not None, "the plan decides it"
-    if isinstance(layer.activation, Ifmr):
-        return IfmrObserver(layer.activation, asymmetric=asymmetric)
-    return HfmgObserver(layer.activation, asymmetric=asymmetric)
+def observer_for(activation: Ifmr | Hfmg) -> RangeObserver:
+    """An observer that has seen nothing; `asymmetric` is decided."""
+    assert activation.asymmetric is not None, "the plan decides it"
+    if isinstance(activation, Ifmr):
+        return IfmrObserver(activation, asymmetric=activation.asymmetric)
+    return HfmgObserver(activation, asymmetric=activation.asymmetric)
 
 
 def calibration_model(state: QuantState) -> LightModel:
@@ -107,7 +112,10 @@ def _conclude(state: QuantState, layers: Iterable[str], found: QuantParams | str
     for layer in layers:
         if isinstance(found, str):
             state.left_float[layer] = found
-        elif state.plan.fp16_scales:
-            state.activations[layer] = replace(found, scale=np.asarray(round_to_fp16(found.scale), np.float32))
         else:
-            state.activations[layer] = found
+            state.activations[layer] = in_fp16(found) if state.plan.fp16_scales else found
+
+
+def in_fp16(params: QuantParams) -> QuantParams:
+    """The same with the scale rounded to what fp16 holds."""
+    return replace(params, scale=np.asarray(round_to_fp16(params.scale), np.float32))

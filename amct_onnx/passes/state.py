@@ -71,6 +71,7 @@ class QuantState:
     graph: rewritten in place.
     plan: made once, between preparation and calibration.
     gone: nodes that passes took out of the graph -> the reason.
+    folded: nodes that were folded into another one, which computes what they did -> that one.
     remarks: nodes that stayed -> why a pass that looked at them left them.
     balances: layer -> what its weight was multiplied by and its input divided by, [Cin].
     activations, weights: layer -> parameters of its input and of its weight.
@@ -81,6 +82,7 @@ class QuantState:
     graph: Graph
     plan: QuantPlan = field(default_factory=QuantPlan)
     gone: dict[str, str] = field(default_factory=dict)
+    folded: dict[str, str] = field(default_factory=dict)
     remarks: dict[str, str] = field(default_factory=dict)
     balances: dict[str, NDArray[np.float32]] = field(default_factory=dict)
     activations: dict[str, QuantParams] = field(default_factory=dict)
