@@ -30,11 +30,11 @@ class Progress:
         yield
         _log.info("%s: %.1f s", name, time.perf_counter() - started)
 
-    def track(self, batches: Iterable[T], name: str, total: int | None) -> Iterator[T]:
-        """Hand the batches on, and report each that is through."""
-        return self._draw(batches, name, total) if self._bar else self._say(batches, name, total)
+    def track(self, batches: Iterable[T], name: str, total: int | None, unit: str = "batches") -> Iterator[T]:
+        """Hand the batches on, or what `unit` calls them, and report each that is through."""
+        return self._draw(batches, name, total, unit) if self._bar else self._say(batches, name, total, unit)
 
-    def _draw(self, batches: Iterable[T], name: str, total: int | None) -> Iterator[T]:
+    def _draw(self, batches: Iterable[T], name: str, total: int | None, unit: str) -> Iterator[T]:
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
         from rich.progress import Progress as Bar
@@ -52,9 +52,9 @@ class Progress:
             for done, batch in enumerate(batches, 1):
                 yield batch
                 rate = done / max(time.perf_counter() - started, 1e-9)
-                bar.update(task, advance=1, rate=f"{rate:.1f} batches/s")
+                bar.update(task, advance=1, rate=f"{rate:.1f} {unit}/s")
 
-    def _say(self, batches: Iterable[T], name: str, total: int | None) -> Iterator[T]:
+    def _say(self, batches: Iterable[T], name: str, total: int | None, unit: str) -> Iterator[T]:
         """A line every ten seconds, and one at the end."""
         started = said = time.perf_counter()
         done = 0
@@ -66,5 +66,5 @@ class Progress:
                 left = (
                     "" if total is None else f" of {total}, about {(now - started) / done * (total - done):.0f} s left"
                 )
-                _log.info("%s: %d batches%s", name, done, left)
-        _log.info("%s: %d batches in %.1f s", name, done, time.perf_counter() - started)
+                _log.info("%s: %d %s%s", name, done, unit, left)
+        _log.info("%s: %d %s in %.1f s", name, done, unit, time.perf_counter() - started)

@@ -44,16 +44,14 @@ class Trials:
     """
 
     def __init__(self, found: Calibrated, *, batches: int | None = None) -> None:
-        """Keep the model, and what it makes of the first batches.
+        """Keep the model.
 
-        batches: of the calibration data that noise is measured on; None for all. They and the outputs are kept in
-            memory.
+        batches: of the calibration data that noise is measured on; None for all. They are kept in memory, and so is
+            what the float model makes of them.
         """
-        self._found = found
+        self._found, self._batches = found, batches
         self.layers = tuple(layer.name for layer in found.state.layers())
-        self._feeds: list[Feed] = list(_copies(islice(found.feeds, batches)))
-        session = open_session(found.state.graph.to_light(), "the float model")
-        self._expected = [session.run(feed, f"batch {index}") for index, feed in enumerate(self._feeds)]
+        self._reference: list[tuple[Feed, Mapping[str, Array]]] = []
 
     def state(self, mix: Mix) -> QuantState:
         """The calibrated state with the decisions of `mix`, over the same graph: whoever rewrites it makes a copy.
@@ -85,7 +83,13 @@ class Trials:
         Infinite where an output is not finite.
         """
         session = open_session(self.model(mix), "a trial model")
-        return _noise(self._expected, session, self._feeds)
+        return _noise(self._reference or self._measure_reference(), session)
+
+    def _measure_reference(self) -> list[tuple[Feed, Mapping[str, Array]]]:
+        session = open_session(self._found.state.graph.to_light(), "the float model")
+        feeds = enumerate(_copies(islice(self._found.feeds, self._batches)))
+        self._reference = [(feed, session.run(feed, f"batch {index}")) for index, feed in feeds]
+        return self._reference
 
 
 def _copies(feeds: Iterable[Feed]) -> Iterator[Feed]:
@@ -93,12 +97,12 @@ def _copies(feeds: Iterable[Feed]) -> Iterator[Feed]:
         yield {name: array.copy() for name, array in feed.items()}  # a source may reuse its arrays
 
 
-def _noise(expected: Sequence[Mapping[str, Array]], session: Session, feeds: list[Feed]) -> float:
-    sums = {name: RunningError() for name in _measured(expected[0])}
-    for index, (wanted, feed) in enumerate(zip(expected, feeds, strict=True)):
+def _noise(reference: Sequence[tuple[Feed, Mapping[str, Array]]], session: Session) -> float:
+    sums = {name: RunningError() for name in _measured(reference[0][1])}
+    for index, (feed, expected) in enumerate(reference):
         found = session.run(feed, f"batch {index}")
         for name, error in sums.items():
-            error.add(wanted[name], found[name])
+            error.add(expected[name], found[name])
     ratios = [error.noise / error.xx if error.noise else 0.0 for error in sums.values() if error.xx or not error.noise]
     total = sum(ratios) if len(ratios) == len(sums) else math.inf
     return total if math.isfinite(total) else math.inf

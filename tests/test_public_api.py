@@ -19,6 +19,7 @@ NAMES = [
         "Arq",
         "ConfigError",
         "DataError",
+        "EvaluatorError",
         "Dmq",
         "Hfmg",
         "Ifmr",
@@ -31,7 +32,7 @@ NAMES = [
     "verify_deploy_model",
     # AMCT's own, step by step
     *("calibration_session", "convert_qat_model", "create_quant_config", "quantize_model", "quantize_preprocess"),
-    "save_model",
+    *("accuracy_based_auto_calibration", "save_model"),
 ]
 HEAVY = ("onnxruntime", "numba", "onnx", "onnx_graphsurgeon", "numpy", "google.protobuf", "rich")
 
@@ -106,6 +107,7 @@ def test_type_checkers_see_the_same_names_as_users():
         ("ConfigError", ValueError),
         ("ModelError", ValueError),
         ("DataError", ValueError),
+        ("EvaluatorError", RuntimeError),
         ("RecordError", ValueError),
         ("OutputError", OSError),
         ("PassError", RuntimeError),

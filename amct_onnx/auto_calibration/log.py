@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from amct_onnx.auto_calibration.metric_json import UnwritableError, decode, enco
 from amct_onnx.data import Feed
 from amct_onnx.formats.model_file import write_files
 from amct_onnx.passes.weights import LightModel, loaded
+from amct_onnx.selection import Ranking
 from amct_onnx.trials import Mix
 
 _log = logging.getLogger("amct_onnx")
@@ -50,7 +51,7 @@ class TrialLog:
         """
         self._path = path
         self._metrics: dict[str, Any] = {}
-        self._rankings: dict[str, list[tuple[str, float]]] = {}
+        self._rankings: dict[str, Ranking] = {}
         self._head: dict[str, Any] | None = None
         try:
             self._head = {"key": dict(key), "original": encode(original)}
@@ -90,14 +91,14 @@ class TrialLog:
         self._metrics[_text(_written(mix))] = metric
         self._write()
 
-    def ranking(self, name: str) -> list[tuple[str, float]] | None:
-        """A ranking that was found before, or None."""
-        return self._rankings.get(name)
-
-    def add_ranking(self, name: str, ranking: Iterable[tuple[str, float]]) -> None:
-        """Note a ranking, on disk too."""
-        self._rankings[name] = list(ranking)
-        self._write()
+    def ranking(self, name: str | None, find: Callable[[], Ranking]) -> Ranking:
+        """A ranking that was found before, or what `find` gives, which is noted; None for what is never noted."""
+        if name is None:
+            return find()
+        if name not in self._rankings:
+            self._rankings[name] = find()
+            self._write()
+        return self._rankings[name]
 
     def _write(self) -> None:
         if self._head is None:

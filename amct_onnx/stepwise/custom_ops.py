@@ -21,6 +21,8 @@ from numpy.typing import NDArray
 
 from amct_onnx.errors import ModelError, NotAvailableError
 from amct_onnx.kernels.dmq import Dmq
+from amct_onnx.stepwise import keeping
+from amct_onnx.stepwise.keeping import KEEPERS, Keeping, keeper_of
 from amct_onnx.stepwise.observing import Observing
 from amct_onnx.stepwise.observing_nodes import ALGORITHMS, ATTRIBUTE, DOMAIN, HALF_DOMAIN, observation_of
 from amct_onnx.stepwise.record_state import BALANCING, CALIBRATION, note_failure
@@ -28,6 +30,7 @@ from amct_onnx.stepwise.record_state import BALANCING, CALIBRATION, note_failure
 _log = logging.getLogger("amct_onnx")
 
 _observing: WeakKeyDictionary[object, Observing] = WeakKeyDictionary()
+_keeping: WeakKeyDictionary[object, Keeping] = WeakKeyDictionary()
 _lock = Lock()
 
 _LATER = 0.1
@@ -51,6 +54,18 @@ def _see_widened(array: NDArray[Any], settings: str) -> NDArray[np.float32]:
     return _see(array[0], settings)
 
 
+def _keep(array: NDArray[Any], settings: str) -> NDArray[np.float32]:
+    """What the operators do that keep what a model is fed."""
+    try:
+        _keeping_of(_running_session()).see(keeper_of(settings), array)
+    except KeyboardInterrupt as error:
+        _note_loss(settings, error)
+        Timer(_LATER, _thread.interrupt_main).start()
+    except BaseException as error:
+        _note_loss(settings, error)
+    return np.ones((), np.float32)
+
+
 def _running_session() -> object:
     frame = sys._getframe()
     while (caller := frame.f_back) is not None:
@@ -66,6 +81,11 @@ def _observing_of(session: object) -> Observing:
         return _observing.setdefault(session, Observing())
 
 
+def _keeping_of(session: object) -> Keeping:
+    with _lock:
+        return _keeping.setdefault(session, Keeping())
+
+
 def _note(settings: str, error: BaseException) -> None:
     """Leave the error where `save_model` finds it; what cannot be written down is at least logged."""
     try:
@@ -73,6 +93,15 @@ def _note(settings: str, error: BaseException) -> None:
         observation = observation_of(settings)
         phase = BALANCING if isinstance(observation.algorithm, Dmq) else CALIBRATION
         note_failure(observation.record_file, phase, f"{type(error).__name__}: {error}")
+    except BaseException as second:
+        _log.error("this cannot be written down either: %s", second)
+
+
+def _note_loss(settings: str, error: BaseException) -> None:
+    """Leave the error where `kept_batches` finds it; what cannot be written down is at least logged."""
+    try:
+        _log.error("a batch could not be kept: %s", error)
+        keeping.note_failure(keeper_of(settings), f"{type(error).__name__}: {error}")
     except BaseException as second:
         _log.error("this cannot be written down either: %s", second)
 
@@ -93,6 +122,13 @@ def _options() -> onnxruntime.SessionOptions:
                 outputs=[PyCustomOpDef.dt_float],
                 attrs={ATTRIBUTE: PyCustomOpDef.dt_string},
             )(see)
+    for name, elem_type in KEEPERS.items():
+        onnx_op(
+            op_type=f"{DOMAIN}::{name}",
+            inputs=[elem_type],
+            outputs=[PyCustomOpDef.dt_float],
+            attrs={ATTRIBUTE: PyCustomOpDef.dt_string},
+        )(_keep)
     options = onnxruntime.SessionOptions()
     options.use_deterministic_compute = True
     # Idle threads would take the processor from the observers, which work while the session waits.
