@@ -33,6 +33,10 @@ from amct_onnx.trials import Mix, Trials
 _log = logging.getLogger("amct_onnx")
 
 
+_RANKED_BATCHES = 4
+"""Batches of the calibration data that layers are ranked on by the noise that they bring to the outputs."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AutoCalibrationResult:
     """What `accuracy_based_auto_calibration` found.
@@ -120,7 +124,7 @@ def auto_calibrate(
         path = folder / files.target.path("modified_model.onnx").name
         batches = captured(evaluator, source, config.batch_num or 1, path)
         found = calibrated(source, config, batches, show=show)
-        trials = Trials(found)
+        trials = Trials(found, batches=_RANKED_BATCHES)
         log = TrialLog(files.beside(TRIALS), fingerprint(source, found.text(), found.feeds), original)
         path = folder / "trial" / files.target.path("fake_quant_model.onnx").name
         judge = Judge(evaluator, original, trials.model, log, path)
