@@ -49,7 +49,9 @@ def test_what_json_has_no_form_for_is_said(metric):
         encode(metric)
 
 
-@pytest.mark.parametrize("found", [{}, {"kind": "other", "items": []}, {"kind": "array", "dtype": "f4"}, {"kind": "set"}])
+@pytest.mark.parametrize(
+    "found", [{}, {"kind": "other", "items": []}, {"kind": "array", "dtype": "f4"}, {"kind": "set"}]
+)
 def test_what_was_not_written_by_this_is_refused(found):
     with pytest.raises((KeyError, TypeError, ValueError)):
         decode(found)
