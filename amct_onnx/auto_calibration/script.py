@@ -25,9 +25,8 @@ def load_evaluator(path: Path) -> Any:
     if hasattr(module, _INSTANCE):
         evaluator = getattr(module, _INSTANCE)
         if isinstance(evaluator, type) or not callable(getattr(evaluator, "calibration", None)):
-            raise EvaluatorError(
-                f"{path}: {_INSTANCE} must be an object with a method calibration; found {evaluator!r}"
-            )
+            found = f"the class {evaluator.__name__}" if isinstance(evaluator, type) else repr(evaluator)
+            raise EvaluatorError(f"{path}: {_INSTANCE} must be an object with a method calibration; found {found}")
         return evaluator
     classes = [
         value
