@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from amct_onnx.auto_calibration.arguments import STRATEGIES
+from amct_onnx.cli_help import EXAMPLES
 from amct_onnx.data import CalibrationSource, InputSpec, checked_feeds, input_specs, raw_feeds
 from amct_onnx.errors import AmctError, ConfigError, DataError, OutputError
 
@@ -25,32 +26,12 @@ _VERIFY_HELP = """\
 Check a deploy model, of this engine or of any other tool, against what ATC takes and understands.
 Needs neither ATC nor a chip. Exit status: 0 no error, 1 errors, 2 a file could not be read or wrong usage."""
 
-_VERIFY_EXAMPLES = """\
-examples:
-  amct_onnx verify out/net_deploy_model.onnx
-  amct_onnx verify out/net_deploy_model.onnx --record out/net_record.txt --float-model net.onnx
-  amct_onnx verify out/net_deploy_model.onnx --json report.json && atc --model=out/net_deploy_model.onnx ...
-"""
-
 _SIMULATE_HELP = """\
 Run a deploy model on the CPU by exact integers, rounded as a kind of chip does, over data of the usual forms."""
-
-_SIMULATE_EXAMPLES = """\
-examples:
-  amct_onnx simulate out/net_deploy_model.onnx --data data/ --profile fixpipe --save outputs.npz
-  amct_onnx simulate out/net_deploy_model.onnx --data data/ --profile v200 --reference out/net_fake_quant_model.onnx
-"""
 
 _AGREEMENT_HELP = """\
 Run float, fake-quant and deploy model, the latter on every kind of chip, and say layer by layer how far they are apart,
 where they part first, and what it is that parts them."""
-
-_AGREEMENT_EXAMPLES = """\
-examples:
-  amct_onnx agreement net.onnx out/net_fake_quant_model.onnx out/net_deploy_model.onnx --data data/
-  amct_onnx agreement net.onnx out/net_fake_quant_model.onnx out/net_deploy_model.onnx --data data/ \\
-      --profiles fixpipe --html report.html --json report.json
-"""
 
 _DTYPES = (
     *("float64", "float32", "float16", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"),
@@ -88,7 +69,9 @@ def _parser() -> argparse.ArgumentParser:
     _add_verify(commands.add_parser("verify", help="check a deploy model against what ATC takes"))
     _add_simulate(commands.add_parser("simulate", help="run a deploy model as a chip would"))
     _add_agreement(commands.add_parser("agreement", help="say where and why models and chips part"))
-    for command in commands.choices.values():
+    _add_completion(commands.add_parser("completion", help="print what teaches a shell to complete all this"), commands)
+    for name, command in commands.choices.items():
+        command.epilog, command.formatter_class = EXAMPLES[name], argparse.RawDescriptionHelpFormatter
         command.add_argument("-v", "--verbose", action="store_true", help="tell every step")
         command.add_argument("-q", "--quiet", action="store_true", help="tell warnings and errors only")
     return parser
@@ -96,7 +79,8 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_calibration(parser: argparse.ArgumentParser) -> None:
     parser.description = (
-        "Quantize a model; writes <save_path>_deploy_model.onnx, _fake_quant_model.onnx, _record.txt and _config.json."
+        "Quantize a model; writes <save_path>_deploy_model.onnx, _fake_quant_model.onnx, _record.txt, _config.json\n"
+        "and _quant.json, which tells tools that compare models what became of each node."
     )
     parser.add_argument("--model", required=True, help="the float model, an .onnx file")
     parser.add_argument("--save_path", required=True, help="directory and prefix of what is written, e.g. out/net")
@@ -120,8 +104,9 @@ def _add_calibration(parser: argparse.ArgumentParser) -> None:
 
 def _add_convert(parser: argparse.ArgumentParser) -> None:
     parser.description = (
-        "Turn a model with QuantizeLinear and DequantizeLinear into Ascend's forms, or quantize a float one with the "
-        "scales of a record file; writes <save_path>_deploy_model.onnx, _fake_quant_model.onnx and _record.txt."
+        "Turn a model with QuantizeLinear and DequantizeLinear into Ascend's forms, or quantize a float one with the\n"
+        "scales of a record file; writes <save_path>_deploy_model.onnx, _fake_quant_model.onnx, _record.txt and\n"
+        "_quant.json."
     )
     parser.add_argument("--model", required=True, help="a QDQ model; with --record a float model")
     parser.add_argument("--save_path", required=True, help="directory and prefix of what is written, e.g. out/net")
@@ -162,8 +147,7 @@ def _add_compare(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_verify(parser: argparse.ArgumentParser) -> None:
-    parser.description, parser.epilog = _VERIFY_HELP, _VERIFY_EXAMPLES
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.description = _VERIFY_HELP
     parser.add_argument("model", help="the deploy model, an .onnx file")
     parser.add_argument("--record", help="the record file that belongs to it; lets the scales be checked")
     parser.add_argument("--float-model", help="the model before quantization; lets the biases be checked")
@@ -173,8 +157,7 @@ def _add_verify(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_simulate(parser: argparse.ArgumentParser) -> None:
-    parser.description, parser.epilog = _SIMULATE_HELP, _SIMULATE_EXAMPLES
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.description = _SIMULATE_HELP
     parser.add_argument("model", help="the deploy model, an .onnx file")
     parser.add_argument("--profile", default="ideal", help="ideal, fixpipe, v200 or v100; ideal without it")
     parser.add_argument("--reference", help="a float or fake-quant model to compare the outputs with")
@@ -185,8 +168,7 @@ def _add_simulate(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_agreement(parser: argparse.ArgumentParser) -> None:
-    parser.description, parser.epilog = _AGREEMENT_HELP, _AGREEMENT_EXAMPLES
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.description = _AGREEMENT_HELP
     parser.add_argument("model", help="the float model")
     parser.add_argument("quantized", help="the fake-quant model")
     parser.add_argument("deploy", help="the deploy model")
@@ -198,6 +180,14 @@ def _add_agreement(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(command=_agreement)
 
 
+def _add_completion(parser: argparse.ArgumentParser, commands: Any) -> None:
+    from amct_onnx.completion import SHELLS, completion
+
+    parser.description = "Print a script that lets a shell complete commands, options and files."
+    parser.add_argument("shell", choices=SHELLS)
+    parser.set_defaults(command=lambda options: print(completion(options.shell, commands.choices), end=""))
+
+
 def _calibration(options: argparse.Namespace) -> None:
     from amct_onnx.quantize import quantize_onnx
 
@@ -206,6 +196,7 @@ def _calibration(options: argparse.Namespace) -> None:
     if options.strategy is not None:
         raise ConfigError("--strategy goes with --evaluator: it chooses layers by what an evaluator says of models")
     source, batch_num = _data_source(options)
+    _quant_json(options)
     if options.calibration_config is not None and options.batch_num is not None:
         _log.warning("--batch_num is not used: the number of batches stands in %s", options.calibration_config)
     takes_number = options.calibration_config is None and batch_num is not None
@@ -218,7 +209,7 @@ def _calibration(options: argparse.Namespace) -> None:
         qdq=options.format == "qdq",
         **given,
     )
-    _show_result(result, "fake-quant against float, first batch")
+    _show_result(result, options, "fake-quant against float, first batch")
 
 
 def _calibration_by_evaluator(options: argparse.Namespace) -> None:
@@ -240,26 +231,42 @@ def _calibration_by_evaluator(options: argparse.Namespace) -> None:
         strategy=options.strategy,
     )
     if not isinstance(found, AutoCalibrationResult):
-        return _show_result(found, "fake-quant against float, first batch")
+        return _show_result(found, options, "fake-quant against float, first batch")
     _show(trial_table(found))
     for path in found.files:
         print(path)
 
 
-def _show_result(result: QuantizeResult, title: str) -> None:
+def _show_result(result: QuantizeResult, options: argparse.Namespace, title: str) -> None:
     """The errors of the outputs, and the files that were written."""
+    from amct_onnx.formats.model_file import read_without_data, write_files
     from amct_onnx.report.tables import error_table
+    from amct_onnx.stepwise.quant_json import format_quant_json
+
+    assert isinstance(result.deploy_model, Path)
+    quant_json = _quant_json(options)
+    write_files({quant_json: format_quant_json(read_without_data(result.deploy_model), result.plan)})
 
     _show(error_table(result.output_errors, title))
-    files = (result.deploy_model, result.fake_quant_model, result.qdq_model, result.record, result.config)
+    files = (result.deploy_model, result.fake_quant_model, result.qdq_model, result.record, result.config, quant_json)
     for path in files:
         if path is not None:
             print(path)
 
 
+def _quant_json(options: argparse.Namespace) -> Path:
+    """Where AMCT's third file goes, which is none of those that are read."""
+    from amct_onnx.results import Target
+
+    config = getattr(options, "calibration_config", None)
+    sources = {"model": options.model, "configuration": config, "record": getattr(options, "record", None)}
+    return Target.of(options.save_path, sources, ["quant.json"]).path("quant.json")
+
+
 def _convert(options: argparse.Namespace) -> None:
     from amct_onnx.convert import convert_model, import_qdq
 
+    _quant_json(options)
     has_data = any((options.data, options.data_dir, options.data_types, options.input_shape))
     data = _data_source(options)[0] if has_data else None
     on = "first batch" if has_data else "random numbers: says little about accuracy"
@@ -267,12 +274,12 @@ def _convert(options: argparse.Namespace) -> None:
         if options.wide_fusion:
             raise ConfigError("--wide_fusion goes with --record: nothing is folded in a model that is quantized")
         result = import_qdq(options.model, save_path=options.save_path, data=data)
-        _show_result(result, f"fake-quant against the model that was read, {on}")
+        _show_result(result, options, f"fake-quant against the model that was read, {on}")
         return
     result = convert_model(
         options.model, options.record, save_path=options.save_path, data=data, wide_fusion=options.wide_fusion
     )
-    _show_result(result, f"fake-quant against float, {on}")
+    _show_result(result, options, f"fake-quant against float, {on}")
 
 
 def _plan(options: argparse.Namespace) -> None:

@@ -88,7 +88,7 @@ def final_plan(state: QuantState) -> QuantPlan:
     for name, reason in state.left_float.items():
         _log.warning("layer %r stays float: %s", name, reason)
     layers = {name: layer for name, layer in plan.layers.items() if name not in state.left_float}
-    return replace(plan, layers=layers, skipped=skipped, notes=notes)
+    return replace(plan, layers=layers, folded={**plan.folded, **state.folded}, skipped=skipped, notes=notes)
 
 
 def require_same(state: QuantState, expected: Mapping[str, Array], feed: Feed) -> None:

@@ -22,8 +22,9 @@ from amct_onnx.formats.record import read_record
 ROOT = Path(amct_onnx.__file__).parents[1]
 DIGITS = ROOT / "models" / "digits"
 FILES = ("deploy_model.onnx", "fake_quant_model.onnx", "record.txt", "config.json")
+PRINTED = (*FILES, "quant.json")
 LAYERS = ["stem.conv", "depthwise.conv", "pointwise.conv", "down.conv", "pool", "classifier"]
-COMMANDS = ("calibration", "convert", "plan", "compare", "verify", "simulate", "agreement")
+COMMANDS = ("calibration", "convert", "plan", "compare", "verify", "simulate", "agreement", "completion")
 
 
 @pytest.fixture(autouse=True)
@@ -76,7 +77,7 @@ def test_calibration_writes_what_the_function_writes(tmp_path, expected, capfd):
     assert calibration(tmp_path) == 0
     assert contents(tmp_path) == contents(expected)
     said = capfd.readouterr()
-    assert said.out.splitlines()[-4:] == [str(tmp_path / "out" / f"net_{name}") for name in FILES]
+    assert said.out.splitlines()[-5:] == [str(tmp_path / "out" / f"net_{name}") for name in PRINTED]
     assert "logits" in said.out
     assert "Traceback" not in said.err
 
@@ -92,7 +93,7 @@ def test_values_may_stand_behind_a_space_or_an_equals_sign(tmp_path, expected):
 def test_a_directory_with_a_slash_behind_it_takes_names_without_a_prefix(tmp_path):
     net, data = DIGITS / "digits.onnx", DIGITS / "calibration.npz"
     assert status("calibration", "-q", "--model", net, "--data", data, "--save_path", f"{tmp_path}/out/") == 0
-    assert sorted(os.listdir(tmp_path / "out")) == sorted(FILES)
+    assert sorted(os.listdir(tmp_path / "out")) == sorted(PRINTED)
 
 
 def test_a_configuration_is_followed(tmp_path, capfd):
@@ -485,7 +486,7 @@ def test_python_dash_m_runs_it(tmp_path, expected):
     assert contents(tmp_path) == contents(expected)
     assert b"\x1b" not in done.stdout + done.stderr
     assert b"\r" not in done.stderr
-    assert done.stdout.decode().splitlines()[-4:] == [os.path.join("out", f"net_{name}") for name in FILES]
+    assert done.stdout.decode().splitlines()[-5:] == [os.path.join("out", f"net_{name}") for name in PRINTED]
 
 
 def test_an_error_of_the_program_is_one_line_and_no_traceback(tmp_path):

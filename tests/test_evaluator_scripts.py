@@ -80,6 +80,7 @@ def test_amcts_sample_brings_the_data(tmp_path, script, raw, capsys):
         "net_config.json",
         "net_deploy_model.onnx",
         "net_fake_quant_model.onnx",
+        "net_quant.json",
         "net_record.txt",
     ]
     assert "net_record.txt" in capsys.readouterr().out

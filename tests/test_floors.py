@@ -12,7 +12,7 @@ FLOORS = [
     ["errors"],
     ["kernels"],
     ["passes"],
-    ["config", "data", "progress"],
+    ["cli_help", "completion", "config", "data", "progress"],
     ["formats"],
     ["deploy", "planning", "report"],
     ["prepare", "results"],

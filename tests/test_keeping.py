@@ -11,7 +11,7 @@ import amct_onnx as amct
 from amct_onnx.data import input_specs
 from amct_onnx.errors import DataError
 from amct_onnx.formats.model_file import read_model, write_model
-from amct_onnx.stepwise.keeping import Keeper, Keeping, kept_batches, note_failure, with_keepers
+from amct_onnx.stepwise.keeping import Keeper, Keeping, kept_batches, note_loss, with_keepers
 
 pytest.importorskip("onnxruntime_extensions", reason="AMCT_SO needs the extra [stepwise]")
 
@@ -117,7 +117,7 @@ def test_a_batch_that_cannot_be_written_is_told_afterwards(keeping, caplog):
     assert "a batch could not be kept" in caplog.text
     folder.unlink()
     folder.mkdir()
-    note_failure(Keeper(folder=str(folder), index=0, total=1, batch_num=1), "no space left")
+    note_loss(Keeper(folder=str(folder), index=0, total=1, batch_num=1), "no space left")
     with pytest.raises(DataError, match=r"^the loop: no space left$"):
         kept_batches(folder, SPECS, 3, "the loop")
 

@@ -97,7 +97,7 @@ def write(files: Files, found: Calibrated, trials: Trials, trial: Trial | None, 
     if not trial.satisfied:
         _log.warning("the strategy has stopped at a model whose metric is not satisfied")
     state = trials.state(trial.mix)
-    write_saved(state, files.target, {}, found.expected, found.feeds.first)
+    write_saved(state, files.target, found.expected, found.feeds.first)
     texts[files.beside(FINAL_CONFIG)] = found.text(state.plan)
     texts[files.record] = format_record(layer_records(state))
     write_files(texts)

@@ -42,6 +42,7 @@ class QuantPlan:
 
     layers: what is quantized, in the order of the graph.
     disabled: what could be quantized and was switched off by the user, in the order of the graph.
+    folded: nodes that were folded into another one, which computes what they did -> that one.
     skipped: every other node and the disabled ones -> the reason, a sentence that a user can read.
     notes: layer -> what was decided otherwise than asked, one sentence each.
     batch_num: calibration batches to use; None for all.
@@ -53,6 +54,7 @@ class QuantPlan:
 
     layers: Mapping[str, LayerPlan] = field(default_factory=dict)
     disabled: Mapping[str, LayerPlan] = field(default_factory=dict)
+    folded: Mapping[str, str] = field(default_factory=dict)
     skipped: Mapping[str, str] = field(default_factory=dict)
     notes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     batch_num: int | None = None

@@ -34,4 +34,4 @@ def convert_qat_model(
         record = path_of("record_file", record_file)
         target = target_of(save_path, {"model_file": model, "record_file": record})
         done = scaled_by_record(model, record)
-    write_saved(done.state, target, {}, done.expected, done.feed)
+    write_saved(done.state, target, done.expected, done.feed)

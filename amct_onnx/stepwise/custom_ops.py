@@ -12,6 +12,7 @@ import _thread
 import logging
 import sys
 from threading import Lock, Timer
+from types import FrameType
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -21,16 +22,15 @@ from numpy.typing import NDArray
 
 from amct_onnx.errors import ModelError, NotAvailableError
 from amct_onnx.kernels.dmq import Dmq
-from amct_onnx.stepwise import keeping
-from amct_onnx.stepwise.keeping import KEEPERS, Keeping, keeper_of
+from amct_onnx.stepwise.keeping import KEEPERS, Keeping, keeper_of, note_loss
 from amct_onnx.stepwise.observing import Observing
 from amct_onnx.stepwise.observing_nodes import ALGORITHMS, ATTRIBUTE, DOMAIN, HALF_DOMAIN, observation_of
 from amct_onnx.stepwise.record_state import BALANCING, CALIBRATION, note_failure
 
 _log = logging.getLogger("amct_onnx")
 
-_observing: WeakKeyDictionary[object, Observing] = WeakKeyDictionary()
-_keeping: WeakKeyDictionary[object, Keeping] = WeakKeyDictionary()
+_opened: WeakKeyDictionary[object, Observing] = WeakKeyDictionary()
+_kept: WeakKeyDictionary[object, Keeping] = WeakKeyDictionary()
 _lock = Lock()
 
 _LATER = 0.1
@@ -40,7 +40,10 @@ _LATER = 0.1
 def _see(array: NDArray[Any], settings: str) -> NDArray[np.float32]:
     """What the operators do. An exception would end the process, for it would be thrown through C++."""
     try:
-        _observing_of(_running_session()).see(observation_of(settings), array)
+        session = _running()
+        with _lock:
+            observing = _opened.setdefault(session, Observing())
+        observing.see(observation_of(settings), array)
     except KeyboardInterrupt as error:
         _note(settings, error)
         Timer(_LATER, _thread.interrupt_main).start()  # back in the user's loop it does no harm
@@ -57,7 +60,10 @@ def _see_widened(array: NDArray[Any], settings: str) -> NDArray[np.float32]:
 def _keep(array: NDArray[Any], settings: str) -> NDArray[np.float32]:
     """What the operators do that keep what a model is fed."""
     try:
-        _keeping_of(_running_session()).see(keeper_of(settings), array)
+        session = _running()
+        with _lock:
+            keeping = _kept.setdefault(session, Keeping())
+        keeping.see(keeper_of(settings), array)
     except KeyboardInterrupt as error:
         _note_loss(settings, error)
         Timer(_LATER, _thread.interrupt_main).start()
@@ -66,24 +72,20 @@ def _keep(array: NDArray[Any], settings: str) -> NDArray[np.float32]:
     return np.ones((), np.float32)
 
 
-def _running_session() -> object:
-    frame = sys._getframe()
-    while (caller := frame.f_back) is not None:
-        frame = caller
+def _running() -> onnxruntime.InferenceSession:
+    """The session that runs."""
+    frame: FrameType | None = sys._getframe()
+    while frame is not None:
         session = frame.f_locals.get("self")
-        if isinstance(session, onnxruntime.InferenceSession):
+        if isinstance(session, onnxruntime.InferenceSession) and not _is_parallel(session):
             return session
-    raise ModelError("onnxruntime runs the model in another thread; use run(), and ORT_SEQUENTIAL as execution mode")
+        frame = frame.f_back
+    raise ModelError("the session runs its nodes in other threads; use run(), and ORT_SEQUENTIAL as execution mode")
 
 
-def _observing_of(session: object) -> Observing:
-    with _lock:
-        return _observing.setdefault(session, Observing())
-
-
-def _keeping_of(session: object) -> Keeping:
-    with _lock:
-        return _keeping.setdefault(session, Keeping())
+def _is_parallel(session: onnxruntime.InferenceSession) -> bool:
+    """Whether it runs some nodes in other threads."""
+    return bool(session.get_session_options().execution_mode == onnxruntime.ExecutionMode.ORT_PARALLEL)
 
 
 def _note(settings: str, error: BaseException) -> None:
@@ -101,7 +103,7 @@ def _note_loss(settings: str, error: BaseException) -> None:
     """Leave the error where `kept_batches` finds it; what cannot be written down is at least logged."""
     try:
         _log.error("a batch could not be kept: %s", error)
-        keeping.note_failure(keeper_of(settings), f"{type(error).__name__}: {error}")
+        note_loss(keeper_of(settings), f"{type(error).__name__}: {error}")
     except BaseException as second:
         _log.error("this cannot be written down either: %s", second)
 

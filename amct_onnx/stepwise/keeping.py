@@ -143,7 +143,7 @@ class Keeping:
             raise OutputError(f"{done}: a batch cannot be kept: {error.strerror or error}") from error
 
 
-def note_failure(keeper: Keeper, reason: str) -> None:
+def note_loss(keeper: Keeper, reason: str) -> None:
     """Leave what went wrong where `kept_batches` finds it."""
     Path(keeper.folder).joinpath(_FAILURE).write_text(reason, encoding="utf-8")
 

@@ -12,9 +12,11 @@ from numpy.typing import NDArray
 
 from amct_onnx.config import QuantConfig
 from amct_onnx.convert import run_once
-from amct_onnx.errors import ConfigError, DataError, RecordError
+from amct_onnx.errors import ConfigError, DataError, NotAvailableError, RecordError
 from amct_onnx.formats.config_source import load_config
 from amct_onnx.formats.model_file import write_files
+from amct_onnx.kernels.arq import Arq
+from amct_onnx.kernels.nuq import Nuq
 from amct_onnx.passes.balance import balance_by, channel_axis, weight_maxima
 from amct_onnx.passes.layers import has_weight, weight_of
 from amct_onnx.passes.manager import run_passes
@@ -27,7 +29,6 @@ from amct_onnx.prepare import final_plan, prepare, require_same
 from amct_onnx.results import layer_records
 from amct_onnx.stepwise.arguments import path_of, read_source, require_apart
 from amct_onnx.stepwise.observing_nodes import Observation, with_observers
-from amct_onnx.stepwise.quant_json import folded_into
 from amct_onnx.stepwise.record_state import BALANCING, CALIBRATION, begun, read_complete
 
 Paths = str | os.PathLike[str]
@@ -114,7 +115,7 @@ def quantize_model(config_file: Paths, model_file: Paths, modified_onnx_file: Pa
             record_file=record.absolute(),
             number=number,
             total=len(tensors),
-            folded={layer: folded for layer in layers if (folded := folded_into(state, layer))},
+            folded=dict(state.plan.folded) if number == 0 else {},
             fp16_scales=state.plan.fp16_scales,
         )
         for number, ((tensor, activation), layers) in enumerate(tensors.items())
@@ -128,6 +129,12 @@ def _planned(model_file: Paths, config: QuantConfig) -> QuantState:
     source = read_source(model_file)
     state, session = prepare(source)
     state = replace(state, plan=make_plan(state, config))
+    for layer in state.plan.layers.values():
+        if not isinstance(layer.weight, (Arq, Nuq)):
+            raise NotAvailableError(
+                f"layer {layer.name!r}: {type(layer.weight).__name__} learns from data, which are not at hand in this "
+                "step; use quantize_onnx"
+            )
     run_passes(FUSE, state)
     try:
         feed, expected = run_once(session, source, None)

@@ -44,7 +44,7 @@ class Observation:
     batch_num: batches to look at.
     record_file: where the factors go, an absolute path.
     number, total: which node it is, from 0, and how many there are in the model.
-    folded: layer -> the nodes that were folded into it, in their order.
+    folded: of the first node: nodes that were folded into others of the model -> those.
     fp16_scales: scales are rounded to what fp16 holds.
     axis, weight_maxima: for DMQ: the axis of the channels, and the largest magnitude of the weight in each of them.
     """
@@ -56,7 +56,7 @@ class Observation:
     record_file: Path
     number: int
     total: int
-    folded: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    folded: Mapping[str, str] = field(default_factory=dict)
     fp16_scales: bool = False
     axis: int = 1
     weight_maxima: tuple[float, ...] = ()
@@ -84,7 +84,6 @@ def observation_of(settings: str) -> Observation:
     parameters: dict[str, Any] = {name: _tuple(value) for name, value in values.pop("parameters").items()}
     algorithm = ALGORITHMS[values["algorithm"]](**parameters)
     values |= {"algorithm": algorithm, "record_file": Path(values["record_file"])}
-    values["folded"] = {layer: tuple(names) for layer, names in values["folded"].items()}
     return Observation(**{name: _tuple(value) for name, value in values.items()})
 
 

@@ -12,30 +12,25 @@ from typing import Any
 
 import onnx
 
-from amct_onnx.passes.state import QuantState
+from amct_onnx.passes.state import QuantPlan
 
 DEQUANT = ".dequant"
 
 
-def folded_into(state: QuantState, name: str) -> tuple[str, ...]:
-    """The nodes that were folded into one, in the order of the graph: later ones compute on what earlier ones gave."""
-    direct = [gone for gone, target in state.folded.items() if target == name]
-    return tuple(inner for gone in direct for inner in (gone, *folded_into(state, gone)))
-
-
-def format_quant_json(deploy: onnx.ModelProto, layers: Sequence[str], folded: Mapping[str, Sequence[str]]) -> str:
-    """The text of the file.
-
-    Args:
-        deploy: the deploy model.
-        layers: those that are quantized.
-        folded: layer -> the nodes that were folded into it, in their order.
-    """
-    quantized = set(layers)
+def format_quant_json(deploy: onnx.ModelProto, plan: QuantPlan) -> str:
+    """The text of the file for a deploy model that was made as `plan` says."""
+    quantized = set(plan.layers)
+    folded = {name: _folded_into(plan, name) for name in plan.folded.values()}
     producers = {name: f"{node.name}:{i}" for node in deploy.graph.node for i, name in enumerate(node.output)}
     ops = [_op(node, quantized, folded, producers) for node in deploy.graph.node]
     name = deploy.graph.name or "main"
     return json.dumps({"name": name, "graph": [{"name": name, "op": ops}]}, indent=2, ensure_ascii=False) + "\n"
+
+
+def _folded_into(plan: QuantPlan, name: str) -> tuple[str, ...]:
+    """The nodes that were folded into one, in their order: what was folded into a norm comes behind it."""
+    direct = [gone for gone, target in plan.folded.items() if target == name]
+    return tuple(inner for gone in direct for inner in (gone, *_folded_into(plan, gone)))
 
 
 def _op(

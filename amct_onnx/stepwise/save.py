@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +23,7 @@ from amct_onnx.prepare import final_plan, prepare
 from amct_onnx.results import Target, make_results, write_verified
 from amct_onnx.stepwise.arguments import path_of, require_type
 from amct_onnx.stepwise.observing_nodes import without_observers
-from amct_onnx.stepwise.quant_json import folded_into, format_quant_json
+from amct_onnx.stepwise.quant_json import format_quant_json
 from amct_onnx.stepwise.record_state import CALIBRATION, read_complete
 
 SAVED_FILES = ("deploy_model.onnx", "fake_quant_model.onnx", "quant.json")
@@ -58,7 +58,8 @@ def save_model(
     with located(str(record)):
         given = given_layers(state, records, is_applied=True)
     reason = "the record has no factors for it"
-    state = replace(state, plan=plan_given(state, given, {}, reason, do_fusion=False))
+    plan = plan_given(state, given, {}, reason, do_fusion=False)
+    state = replace(state, plan=replace(plan, folded=observations[0].folded))
     feed: Feed | None = None
     expected: Mapping[str, Array] = {}
     with suppress(DataError):  # random numbers may not fit; the result is only made ready to run then
@@ -66,8 +67,7 @@ def save_model(
     del session
     run_passes((TAKE_GIVEN, FIT_BIASES), state)
     state = replace(state, plan=final_plan(state))
-    folded = {layer: names for o in observations for layer, names in o.folded.items()}
-    write_saved(state, target, folded, expected, feed)
+    write_saved(state, target, expected, feed)
 
 
 def target_of(save_path: object, sources: Mapping[str, Path]) -> Target:
@@ -76,25 +76,15 @@ def target_of(save_path: object, sources: Mapping[str, Path]) -> Target:
     return Target.of(save_path, sources, SAVED_FILES)  # type: ignore[arg-type]
 
 
-def write_saved(
-    state: QuantState,
-    target: Target,
-    folded: Mapping[str, Sequence[str]],
-    expected: Mapping[str, Array],
-    feed: Feed | None,
-) -> None:
+def write_saved(state: QuantState, target: Target, expected: Mapping[str, Array], feed: Feed | None) -> None:
     """Write AMCT's files of a graph whose scales are known.
 
     Args:
         state: the graph.
         target: where they go.
-        folded: layer -> the nodes that were folded into it before.
         expected: what the model that was read makes of `feed`.
         feed: one batch; None where there is none.
     """
     results = make_results(state)
-    layers = list(state.plan.layers)
-    known = {layer: (*folded.get(layer, ()), *folded_into(state, layer)) for layer in layers}
-    text = format_quant_json(results.deploy.proto, layers, known)
-    contents = (results.deploy, results.fake_quant, text)
+    contents = (results.deploy, results.fake_quant, format_quant_json(results.deploy.proto, state.plan))
     write_verified(state, dict(zip(SAVED_FILES, contents, strict=True)), target, expected, feed)

@@ -78,7 +78,8 @@ class CalibrationSession:
             RecordError, OutputError: the record file cannot be read or written.
         """
         if (error := self._observing.error) is not None:
-            raise DataError(f"an earlier batch failed ({error}); open a new session to begin anew") from error
+            what = f"{type(error).__name__} {error}".strip()
+            raise DataError(f"an earlier batch failed ({what}); open a new session to begin anew") from error
         names = self._outputs if not output_names else list(output_names)
         for name in names:
             if name not in self._outputs:
