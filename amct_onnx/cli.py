@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import io
 import logging
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -39,6 +40,11 @@ _DTYPES = (
 )
 
 
+_READ = ("model", "quantized", "deploy", "record", "float_model", "reference", "data")
+_WRITTEN = ("json", "html", "save")
+"""Options that name files."""
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status: 0 done, 1 an error that is explained, 2 wrong usage.
 
@@ -51,10 +57,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="backslashreplace")  # names may hold what the terminal cannot show
     command: Callable[[argparse.Namespace], int | None] = options.command
     try:
-        return command(options) or 0
+        _require_distinct(options)
+        status = command(options) or 0
+        if sys.stdout is not None:
+            sys.stdout.flush()
+        return status
     except AmctError as error:
         print(f"amct_onnx: {error}", file=sys.stderr)
-        return 2 if command is _verify else 1
+    except OSError as error:  # standard output is full, or nobody reads it any more
+        print(f"amct_onnx: the output cannot be written: {error.strerror or error}", file=sys.stderr)
+        if isinstance(sys.stdout, io.TextIOWrapper):  # what is left in it is not tried again at exit
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 2 if command is _verify else 1
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -317,6 +331,7 @@ def _compare(options: argparse.Namespace) -> None:
 
 def _verify(options: argparse.Namespace) -> int:
     from amct_onnx.deploy.verify import verify_deploy_model
+    from amct_onnx.formats.model_file import write_files
     from amct_onnx.report.tables import findings_table
 
     report = verify_deploy_model(options.model, record=options.record, float_model=options.float_model)
@@ -324,10 +339,7 @@ def _verify(options: argparse.Namespace) -> int:
         print(report.to_json(), end="")
     else:
         if options.json is not None:
-            try:
-                Path(options.json).write_text(report.to_json(), encoding="utf-8")
-            except (OSError, ValueError) as error:
-                raise OutputError(f"{options.json}: cannot be written: {error}") from error
+            write_files({Path(options.json): report.to_json()})
         _show(findings_table(report))
     return int(not report.ok or (options.strict and bool(report.findings)))
 
@@ -371,6 +383,23 @@ def _agreement(options: argparse.Namespace) -> None:
     write_files({Path(path): text for path, text in files.items()})
     for table in agreement_tables(found):
         _show(table)
+
+
+def _require_distinct(options: argparse.Namespace) -> None:
+    """No file that the call writes may be one that it reads, or writes twice."""
+    given = {name: value for name, value in vars(options).items() if isinstance(value, str) and value}
+    taken = {os.path.realpath(value) for name, value in given.items() if name in _READ}
+    for name in _WRITTEN:
+        if name not in given or given[name] == "-":
+            continue
+        path = os.path.realpath(given[name])
+        if os.path.isfile(path):  # a folder of data is read file by file
+            path = next((folder for folder in (path, os.path.dirname(path)) if folder in taken), path)
+        if path in taken:
+            raise OutputError(
+                f"{given[name]}: --{name} would overwrite what is read or written besides; choose another name"
+            )
+        taken.add(path)
 
 
 def _data_source(options: argparse.Namespace) -> tuple[CalibrationSource, int | None]:
@@ -424,7 +453,7 @@ def _show(table: object) -> None:
     """Print a table; where the output is no terminal, wide enough that nothing is cut."""
     from rich.console import Console
 
-    console = Console() if sys.stdout.isatty() else Console(width=160)
+    console = Console() if sys.stdout is not None and sys.stdout.isatty() else Console(width=160)
     console.print(table)
 
 

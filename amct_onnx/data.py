@@ -371,7 +371,8 @@ def random_feeds(specs: Sequence[InputSpec]) -> Iterator[Feed]:
     Floats are normal numbers, integers 0 and 1, which are tokens, masks and indices of most models.
 
     Raises:
-        DataError: an input does not say how many dimensions it has, or takes neither numbers nor booleans.
+        DataError: an input does not say how many dimensions it has, takes neither numbers nor booleans, or is larger
+            than memory.
     """
     for spec in specs:
         if spec.shape is None or spec.dtype.kind not in "fiub":
@@ -385,5 +386,8 @@ def random_feeds(specs: Sequence[InputSpec]) -> Iterator[Feed]:
 def _random(spec: InputSpec, size: int, rng: np.random.Generator) -> Array:
     free = (1, *[size] * len(spec.shape or ()))
     shape = [free[axis] if dim is None else dim for axis, dim in enumerate(spec.shape or ())]
-    drawn = rng.normal(size=shape) if spec.dtype.kind == "f" else rng.integers(0, 2, shape)
-    return np.asarray(drawn, spec.dtype)
+    try:
+        drawn = rng.normal(size=shape) if spec.dtype.kind == "f" else rng.integers(0, 2, shape)
+        return np.asarray(drawn, spec.dtype)
+    except (MemoryError, ValueError) as error:  # the latter where the size does not fit into 64 bits
+        raise DataError(f"input {spec.name!r} ({spec.describe()}) is too large for random data; give data") from error

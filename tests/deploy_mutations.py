@@ -503,6 +503,7 @@ def transposed_volume(d):
 sets(28, "pool", "warning", kernel_shape=[8, 8])
 sets(28, "pool", "warning", strides=[64, 64])
 sets(28, "pool", "warning", kernel_shape=[20, 20])
+sets(28, "pool", "warning", strides=[4, 5])
 
 
 @breaks(28, "warning")

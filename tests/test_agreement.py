@@ -164,6 +164,29 @@ def test_models_that_do_not_belong_together(made):
         agreement(made[0], made[0], made[2], FEEDS)
 
 
+def test_layers_of_other_sizes_are_apart_as_a_whole():
+    """As where a number of values depends on values, or the models do not quite belong together."""
+    text = """agree (float[2, 4, 6, 6] x) => (float[2, 4, 4, 4] y) {
+      [a] h = Conv<kernel_shape = [1, 1]>(x, w)
+      [b] y = Conv<kernel_shape = [3, 3]>(h, v)
+    }"""
+    rng = np.random.default_rng(0)
+    weights = {"w": rng.normal(size=(4, 4, 1, 1)), "v": rng.normal(size=(4, 4, 3, 3))}
+    weights = {name: values.astype(np.float32) for name, values in weights.items()}
+    feed = {"x": rng.normal(size=(2, 4, 6, 6)).astype(np.float32)}
+    result = quantize_onnx(model(text, weights), calibration=[feed])
+    deploy = onnx.ModelProto()
+    deploy.CopyFrom(result.deploy_model)
+    conv = next(node for node in deploy.graph.node if node.name == "a")
+    conv.attribute.append(onnx.helper.make_attribute("pads", [1, 1, 1, 1]))
+    found = agreement(model(text, weights), result.fake_quant_model, deploy, [feed], profiles=["ideal"])
+    first, second = found.layers
+    assert first.chips["ideal"].inputs_apart == 0
+    assert second.chips["ideal"].inputs_apart == 1
+    assert np.isnan(second.chips["ideal"].against_fake_quant.sqnr)
+    assert "NaN" not in found.to_json()
+
+
 def test_no_data_and_unknown_profiles(made):
     with pytest.raises(DataError, match="there is no batch"):
         agreement(*made, [])
@@ -274,6 +297,8 @@ def test_where_one_file_cannot_be_written_none_is(made, tmp_path, capsys):
     assert call(made, "--html", tmp_path / "report.html", "--json", tmp_path / "taken", "--profiles", "ideal") == 1
     assert "is a directory" in capsys.readouterr().err
     assert os.listdir(tmp_path) == ["taken"]
+    assert call(made, "--html", tmp_path / "report", "--json", tmp_path / "report", "--profiles", "ideal") == 1
+    assert "--html would overwrite what is read or written besides" in capsys.readouterr().err
     assert call(made, "--profiles", "v300", "--html", tmp_path / "report.html") == 1
     assert os.listdir(tmp_path) == ["taken"]
 

@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -421,13 +422,51 @@ def test_verify_has_a_status_for_what_cannot_be_read_or_written(tmp_path, expect
         ([tmp_path / "net.onnx"], "not an ONNX model"),
         ([path, "--record", tmp_path / "none.txt"], "none.txt"),
         ([path, "--float-model", tmp_path / "none.onnx"], "no such file"),
-        ([path, "--json", tmp_path / "none" / "report.json"], "cannot be written"),
+        ([path, "--json", tmp_path / "net.onnx" / "report.json"], "is not a directory"),
+        ([path, "--json", tmp_path], "is a directory"),
+        ([path, "--json", os.devnull], "is a device or a pipe"),
     ):
         assert status("verify", *arguments) == 2
         said = capfd.readouterr()
         assert said.out == ""
         assert re.fullmatch(r"amct_onnx: [^\n]+\n", said.err)
         assert part in said.err
+
+
+def test_no_file_that_is_read_is_overwritten(tmp_path, expected, capfd):
+    path, record = deploy_model(expected)
+    for source in (path, record):
+        shutil.copy(source, tmp_path)
+    before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+    (tmp_path / "link.json").symlink_to(path.name)
+    for name in (path.name, record.name, "link.json"):
+        assert (
+            status("verify", tmp_path / path.name, "--record", tmp_path / record.name, "--json", tmp_path / name) == 2
+        )
+        assert f"{name}: --json would overwrite what is read or written besides" in capfd.readouterr().err
+    (tmp_path / "link.json").unlink()
+    (tmp_path / "data").mkdir()
+    shutil.copy(DIGITS / "calibration.npz", tmp_path / "data" / "one.npz")
+    given = ["simulate", path, "--data", tmp_path / "data", "--save"]
+    assert status(*given, tmp_path / "data" / "one.npz") == 1
+    shutil.rmtree(tmp_path / "data")
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a file that is always full")
+def test_an_output_that_cannot_be_written_is_no_finding(expected):
+    path, _ = deploy_model(expected)
+    with open("/dev/full", "wb") as full:
+        for arguments, expected_status in (["verify", path, "--json", "-"], 2), (["plan", DIGITS / "digits.onnx"], 1):
+            done = subprocess.run(
+                [sys.executable, "-m", "amct_onnx", *map(str, arguments)],
+                stdout=full,
+                stderr=subprocess.PIPE,
+                env={**os.environ, "PYTHONPATH": str(ROOT)},
+                check=False,
+            )
+            assert done.returncode == expected_status
+            assert re.fullmatch(r"amct_onnx: the output cannot be written: [^\n]+\n", done.stderr.decode())
 
 
 # Help, usage, log

@@ -333,6 +333,12 @@ def test_random_data_are_always_the_same_and_fit():
         list(random_feeds(input_specs(model("g (string[2] x) => (string[2] y) { y = Identity(x) }"))))
 
 
+@pytest.mark.parametrize("size", [1 << 40, 1 << 62])
+def test_inputs_larger_than_memory_are_refused(size):
+    with pytest.raises(DataError, match=r"input 'x' .* is too large for random data; give data"):
+        list(random_feeds(input_specs(model(f"g (float[{size}, 4] x) => (float[{size}, 4] y) {{ y = Identity(x) }}"))))
+
+
 def test_a_model_that_is_quantized_already_is_refused(tmp_path):
     (tmp_path / "record.txt").write_text(entry("fc", 0.02))
     deploy = convert_model(network(), tmp_path / "record.txt").deploy_model

@@ -177,6 +177,18 @@ def test_integers_may_be_moved_inside_of_a_pair():
     assert nodes_as_text(left)[0] == "[m] xm = Reshape(x, int64[2])"
 
 
+@pytest.mark.parametrize("moved", [False, True])
+def test_a_cast_to_the_type_that_the_integers_have_is_none(moved):
+    """PyTorch writes one in front of every DequantizeLinear of a network that it converted to integers."""
+    text, weights = gemm(z=U(121))
+    inner = "[m] xm = Identity(xq) [c] xc = Cast<to = 2>(xm)" if moved else "[c] xc = Cast<to = 2>(xq)"
+    text = text.replace("[d] xd = DequantizeLinear(xq,", f"{inner} [d] xd = DequantizeLinear(xc,")
+    reading, left = read(text, weights)
+    assert reading.activations["fc"].offset == -7
+    assert reading.gone["c"] == "casts integers to the type that they have"
+    assert "Cast" not in [node.op_type for node in left.graph.node]
+
+
 def test_integers_that_are_cut_off_further_keep_their_limits():
     text, weights = gemm()
     text = text.replace("[d] xd = DequantizeLinear(xq,", "[c] xc = Clip(xq, , high) [d] xd = DequantizeLinear(xc,")
@@ -300,6 +312,11 @@ def test_16_bits_and_scales_per_channel_of_activations_are_said():
         ("(xq, s, z)", "(xq, sw, z)", r"'q' and 'd' behind it have different scales or zero points"),
         ("(x, s, z)", "(x, r, z)", r"the scale of QuantizeLinear 'q' is computed at run time"),
         ("[q] xq = QuantizeLinear(x, s, z)", "[q] xq = Cast<to = 3>(x)", r"'d' reads integers of 'q' \(Cast\)"),
+        (
+            "xd = DequantizeLinear(xq,",
+            "xc = Cast<to = 2>(xq) [e] xd = DequantizeLinear(xc,",
+            r"'e' reads integers of 'd'",
+        ),
         ("[fc]", "[c] o = Cast<to = 1>(xq) [fc]", r"'c' \(Cast\) takes the integers of 'q'; only those that Deq"),
         ("[fc]", "[m] o = MatMulInteger(xq, xq) [fc]", r"node 'm' \(MatMulInteger\) works on integers; export"),
     ],

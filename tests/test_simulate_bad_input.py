@@ -57,8 +57,8 @@ def test_what_is_no_file_or_no_model(tmp_path):
         SimulatedSession(3)
 
 
-SCALES = [None, 0.0, -1.0, float("nan"), float("inf"), "big", [0.5]]
-OFFSETS = [None, 0.5, 128.0, -129.0, float("nan"), float("inf"), "none"]
+SCALES = [None, 2, 0.0, -1.0, float("nan"), float("inf"), "big", [0.5]]
+OFFSETS = [None, 3, 0.5, 128.0, -129.0, float("nan"), float("inf"), "none"]
 
 
 @pytest.mark.parametrize("scale", SCALES)
@@ -72,6 +72,13 @@ def test_odd_scales_of_a_quant(scale):
 def test_odd_offsets_of_a_quant(offset):
     model = edited(lambda m: set_attribute(m, "conv.quant", offset=offset))
     refused(model, "AscendQuant 'conv.quant' must have a .*offset")
+
+
+def test_a_weight_of_negative_size():
+    def shrink(m):
+        next(t for t in m.graph.initializer if t.name == "conv.weight").dims[0] = -5
+
+    refused(edited(shrink), r"initializer 'conv.weight' has the impossible shape \[-5")
 
 
 NOT_YET = {

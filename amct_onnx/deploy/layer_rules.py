@@ -191,6 +191,21 @@ def _pools(subject: Subject) -> Iterator[Problem | Gap]:
             yield Gap(node.label, "the file does not say how large the input is")
         elif shape[2:] == kernel:
             yield Problem(node.label, f"kernel_shape {list(kernel)}, all of the input", "less; ATC undoes others")
+        elif kernel and _pooled_width(node, shape[-1] or 0, kernel[-1]) == 1:
+            yield Problem(node.label, "a result of width 1", "more than one column; ATC undoes others")
+
+
+def _pooled_width(node: Node, width: int, kernel: int) -> int | None:
+    """How many columns a pooling gives; None where its attributes make no sense."""
+    strides, pads = node.integers("strides") or (1,), node.integers("pads") or (0,)
+    if strides[-1] < 1:
+        return None
+    pad = node.string("auto_pad", "NOTSET")
+    if pad in ("SAME_UPPER", "SAME_LOWER"):
+        return -(-width // strides[-1])
+    given = 0 if pad == "VALID" else pads[-1] + pads[len(pads) // 2 - 1]
+    room = width + given - kernel
+    return (-(-room // strides[-1]) if node.integer("ceil_mode", 0) else room // strides[-1]) + 1
 
 
 def _few_channels(subject: Subject) -> Iterator[Problem]:

@@ -10,8 +10,11 @@ from amct_onnx.deploy.operands import scale_words
 from amct_onnx.deploy.profiles import Profile
 from amct_onnx.passes.graph import Graph, Node, is_standard, nodes_of, set_input, unique_name
 
-MERGED = "merged"
-"""Attribute of an AscendDequant and an AscendQuant that are one step: nothing is rounded between them."""
+MERGED = "amct_onnx.merged"
+"""Attribute of an AscendDequant and an AscendQuant that are one step: nothing is rounded between them.
+
+No file has it: the name is not one that an emitter would choose.
+"""
 
 _TOLERANCE = 1e-5
 """Scales of several AscendQuant behind one AscendDequant count as equal up to here, relatively."""

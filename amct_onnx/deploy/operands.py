@@ -163,9 +163,10 @@ def integers_of(node: Node) -> Integers:
 
 def _number(node: Node, name: str) -> float:
     value = node.attrs.get(name)
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise ModelError(f"{label_of(node)} must have a number as {name}, found {_found(value)}")
-    return float(value)
+    if not isinstance(value, float):
+        found = f"the integer {value}, for which ATC takes 0" if isinstance(value, int) else _found(value)
+        raise ModelError(f"{label_of(node)} must have a number as {name}, a FLOAT, found {found}")
+    return value
 
 
 def _found(value: object) -> str:

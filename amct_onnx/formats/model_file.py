@@ -35,11 +35,15 @@ def read_model(model: str | os.PathLike[str] | onnx.ModelProto | LightModel) -> 
 
     Raises:
         ModelError: there is no such file, or it is no ONNX model, or a truncated one; or its external data are missing,
-            too short, or outside of its directory.
+            too short, or outside of its directory; or an initializer has a negative size.
     """
     if isinstance(model, LightModel):
         return model
     proto = read_without_data(model)
+    for tensor in proto.graph.initializer:
+        if min(tensor.dims, default=0) < 0:
+            name = "the model" if isinstance(model, onnx.ModelProto) else os.fspath(model)
+            raise ModelError(f"{name}: initializer {tensor.name!r} has the impossible shape {list(tensor.dims)}")
     if isinstance(model, onnx.ModelProto):
         return detached(proto)
     path = Path(model)
@@ -151,7 +155,7 @@ def staged(directory: Path, names: list[str]) -> Iterator[Path]:
     anything fails, also one of the moves, nothing is left behind and `directory` is as it was.
 
     Raises:
-        OutputError: the directory cannot be made or written to, or one of `names` is a directory there.
+        OutputError: the directory cannot be made or written to, or one of `names` is there and no file.
     """
     made: list[Path] = []
     stage: Path | None = None
@@ -160,6 +164,8 @@ def staged(directory: Path, names: list[str]) -> Iterator[Path]:
         for name in names:
             if (directory / name).is_dir():
                 raise OutputError(f"{directory / name}: is a directory; a file of this name shall be written")
+            if (directory / name).exists() and not (directory / name).is_file():
+                raise OutputError(f"{directory / name}: is a device or a pipe, which a file cannot take the place of")
         stage = Path(tempfile.mkdtemp(prefix=".amct_onnx-", dir=directory))
         files = stage / "new"
         files.mkdir()
@@ -180,13 +186,17 @@ def staged(directory: Path, names: list[str]) -> Iterator[Path]:
 
 
 def write_files(contents: Mapping[Path, LightModel | str]) -> None:
-    """Write several files, models or texts: all of them, or none where one cannot be written.
+    """Write several files, models or texts: all of them, or none where one cannot be written. Links are followed.
 
     They appear in this order.
 
     Raises:
         OutputError: one cannot be written.
     """
+    try:
+        contents = {Path(os.path.realpath(path)): content for path, content in contents.items()}
+    except ValueError as error:
+        raise OutputError(f"a name that no file can have: {error}") from error
     with ExitStack() as stack:
         stages: dict[Path, Path] = {}
         for folder in list({path.parent: None for path in contents})[::-1]:  # who is entered last moves first

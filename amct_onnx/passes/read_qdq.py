@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
+from onnx import TensorProto
 
 from amct_onnx.errors import ModelError
 from amct_onnx.kernels.quant_params import QuantParams
@@ -20,6 +21,7 @@ from amct_onnx.passes.graph import (
     Tensor,
     constant_input,
     is_standard,
+    nodes_of,
     producer,
     set_input,
     unique_name,
@@ -71,7 +73,7 @@ class Reading:
     activations, weights: layer -> scale and offset of its input, and scale of its weight.
     reasons: layers that are quantized only in part, or in a way that the chip has not -> the reason.
     pairs: what was taken out of the graph.
-    gone: DequantizeLinear and QuantizeLinear over constants -> what became of them.
+    gone: DequantizeLinear and QuantizeLinear over constants, and casts -> what became of them.
     """
 
     activations: dict[str, QuantParams] = field(default_factory=dict)
@@ -90,6 +92,7 @@ def read_qdq(graph: Graph) -> Reading:
     """
     _require_pairs(graph)
     reading = Reading()
+    _take_out_casts(graph, reading.gone)
     grids = fold_constants(graph, reading.gone)
     found = [_matched(node) for node in graph.nodes if is_dequantizer(node)]
     _require_all_matched(graph, found)
@@ -134,6 +137,19 @@ def _require_pairs(graph: Graph) -> None:
             )
     if not any(is_dequantizer(node) for node in graph.nodes):
         raise ModelError("the model has no QuantizeLinear and DequantizeLinear that say how it is quantized")
+
+
+def _take_out_casts(graph: Graph, fates: dict[str, str]) -> None:
+    """Take out what casts integers to the type that they have, as PyTorch writes it in front of DequantizeLinear."""
+    for node in nodes_of(graph, "Cast"):
+        front = producer(node.inputs[0])
+        while front is not None and is_standard(front) and front.op in (*_MOVES, "Clip"):
+            front = producer(front.inputs[0])
+        if front is None or not is_quantizer(front):
+            continue
+        if str(TensorProto.DataType.Name(node.attrs["to"])).lower() == quantizer_of(front).kind:
+            fates[node.name] = "casts integers to the type that they have"
+            _let_pass(graph, node)
 
 
 def _matched(node: Node) -> _Match:

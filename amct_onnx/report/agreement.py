@@ -227,8 +227,11 @@ class _Whole:
         self._add(("float", name, chip), given, found)
         self._add(("fake", name, chip), fake, found)
         expected, _ = quantized_both_ways(y[layer.fake_input], layer)
-        steps = np.abs(z[layer.quant.output[0]].astype(np.float32) - expected)
-        old = self.apart.get((name, chip), (0, 0, 0.0))
+        integers, old = z[layer.quant.output[0]].astype(np.float32), self.apart.get((name, chip), (0, 0, 0.0))
+        if integers.shape != expected.shape:  # their number depends on the values, as behind NonZero
+            self.apart[name, chip] = (old[0] + expected.size, old[1] + expected.size, old[2])
+            return
+        steps = np.abs(integers - expected)
         largest = max(old[2], float(steps.max(initial=0)))
         self.apart[name, chip] = (old[0] + int(np.count_nonzero(steps)), old[1] + steps.size, largest)
 

@@ -52,7 +52,7 @@ def agreement_tables(found: Agreement) -> Iterator[Table]:
     """The outputs of every model, and the layers that part most: no more than a screen."""
     outputs = Table(title=f"{found.batches} batches, outputs against the float model", title_justify="left")
     outputs.add_column("output", overflow="fold")
-    for column in ("model", "SQNR (dB)", "cosine", "first apart from fake-quant at"):
+    for column in ("model", "SQNR (dB)", "cosine", "network first apart from fake-quant at"):
         outputs.add_column(column, overflow="fold")
     for output, errors in list(found.outputs.items())[:_MOST_OUTPUTS]:
         for who, error in errors.items():
