@@ -111,7 +111,8 @@ def _add_calibration(parser: argparse.ArgumentParser) -> None:
     evaluator.add_argument(
         "--strategy",
         choices=STRATEGIES,
-        help="how these are looked for: Greedy (the default) needs fewer float layers, BinarySearch is AMCT's",
+        help="how these are looked for: Greedy (the default) needs fewer float layers than AMCT's BinarySearch; "
+        "GreedyInt16 tries 16-bit activations before it leaves layers float",
     )
     parser.set_defaults(command=_calibration)
 

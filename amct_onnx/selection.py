@@ -8,6 +8,7 @@ from __future__ import annotations
 import heapq
 import math
 from collections.abc import Callable, Collection, Sequence
+from functools import cache
 
 Layers = frozenset[str]
 
@@ -49,27 +50,65 @@ def rank(layers: Sequence[str], noise: Callable[[Layers], float]) -> Ranking:
     return [(name, alone[name]) for name in reversed(order)]
 
 
-def choose(ranking: Sequence[str], is_enough: Callable[[Layers], bool]) -> Layers | None:
+def choose(
+    ranking: Sequence[str], is_enough: Callable[[Layers, Layers], bool], widenable: Collection[str] = ()
+) -> tuple[Layers, Layers] | None:
     """As few layers of a ranking as possible, so that it is enough to leave these float; None where all would have to.
 
-    The shortest sufficient beginning of the ranking is looked for by bisection; then every layer of it, beginning with
-    the most harmless, is quantized again where it is still enough.
+    Before any layer becomes float, all that can be are widened: more and more of the most harmful ones, then float ones
+    beside them. The first sufficient step on that way is looked for by bisection, then as few widened layers as do
+    beside these float ones. At the end every layer, beginning with the most harmless, is taken back where it is still
+    enough.
 
     Args:
         ranking: layers, the most harmful first.
-        is_enough: whether it is to leave just these float. It is known that no layer is too few.
+        is_enough: whether it is to leave the first layers float and to widen the second; asked once for each choice.
+            It is known that none at all are too few.
+        widenable: layers that can be widened, which costs less than leaving them float.
+
+    Returns:
+        The layers that stay float, and those that are widened.
     """
-    low, high = 0, len(ranking)
+    is_enough = cache(is_enough)
+    wide = [name for name in ranking if name in widenable]
+
+    def step(number: int) -> tuple[Layers, Layers]:
+        floats = frozenset(ranking[: max(0, number - len(wide))])
+        return floats, frozenset(wide[:number]) - floats
+
+    last = len(wide) + len(ranking)
+    reached = _first_true(0, last, lambda number: is_enough(*step(number)))
+    if reached == last:
+        return None
+    floats, widened = step(reached)
+    if floats:
+        rest = [name for name in wide if name not in floats]
+        needed = _first_true(-1, len(rest), lambda count: is_enough(floats, frozenset(rest[:count])))
+        widened = frozenset(rest[:needed])
+    return _taken_back(floats, widened, ranking, widenable, is_enough)
+
+
+def _first_true(low: int, high: int, holds: Callable[[int], bool]) -> int:
+    """The smallest number above `low` for which it holds, which it does for `high`; found by bisection."""
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (low, middle) if is_enough(frozenset(ranking[:middle])) else (middle, high)
-    if high == len(ranking):
-        return None
-    return _without_needless(frozenset(ranking[:high]), ranking[: high - 1][::-1], is_enough)
+        low, high = (low, middle) if holds(middle) else (middle, high)
+    return high
 
 
-def _without_needless(chosen: Layers, candidates: Collection[str], is_enough: Callable[[Layers], bool]) -> Layers:
-    for name in candidates:
-        if len(chosen) > 1 and is_enough(chosen - {name}):
-            chosen -= {name}
-    return chosen
+def _taken_back(
+    floats: Layers,
+    widened: Layers,
+    ranking: Sequence[str],
+    widenable: Collection[str],
+    is_enough: Callable[[Layers, Layers], bool],
+) -> tuple[Layers, Layers]:
+    for name in reversed([name for name in ranking if name in floats | widened]):
+        tries = [(floats - {name}, widened - {name})]
+        if name in floats and name in widenable:
+            tries.append((floats - {name}, widened | {name}))
+        for fewer, narrower in tries:
+            if fewer | narrower and is_enough(fewer, narrower):
+                floats, widened = fewer, narrower
+                break
+    return floats, widened

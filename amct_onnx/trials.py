@@ -1,9 +1,9 @@
-"""Trial models: a model is calibrated once, then written with any of its layers left float, as often as wanted.
+"""Trial models: calibrated once, written as often as wanted with any of the layers float, or 16-bit activations.
 
 A trial costs a copy of the graph, the passes that rewrite it and a session, but no calibration: the scales of the
-layers that stay quantized are those found when all layers were. That loses nothing: inputs are observed in the float
-model behind fake-quantized weights, which other layers being float changes little (docs/auto-calibration.md has the
-measurement). AMCT calibrates anew for every trial.
+layers that stay quantized are those found when all layers were. Inputs are observed in the float model behind
+fake-quantized weights, which other layers being float changes little; docs/auto-calibration.md has the measurement.
+AMCT calibrates anew for every trial.
 """
 
 from __future__ import annotations
@@ -14,8 +14,13 @@ from dataclasses import dataclass, replace
 from itertools import islice
 
 from amct_onnx.data import Feed
+from amct_onnx.kernels.quant_params import QuantParams
+from amct_onnx.passes.calibration import CalibrationRun
+from amct_onnx.passes.fit_biases import FIT_BIASES
 from amct_onnx.passes.graph import Array
+from amct_onnx.passes.layers import why_not_16_bits
 from amct_onnx.passes.manager import run_passes
+from amct_onnx.passes.observe import observe
 from amct_onnx.passes.pipelines import FAKE_QUANT
 from amct_onnx.passes.session import Session, open_session
 from amct_onnx.passes.state import QuantState
@@ -31,9 +36,15 @@ class Mix:
     """What differs from the plan in which every layer is quantized.
 
     float_layers: layers that stay float.
+    int16_layers: layers whose activations have 16 bits.
     """
 
     float_layers: frozenset[str] = frozenset()
+    int16_layers: frozenset[str] = frozenset()
+
+    def __post_init__(self) -> None:
+        if both := self.float_layers & self.int16_layers:
+            raise ValueError(f"{sorted(both)} cannot be both float and quantized")
 
 
 class Trials:
@@ -52,23 +63,61 @@ class Trials:
         self._found, self._batches = found, batches
         self.layers = tuple(layer.name for layer in found.state.layers())
         self._reference: list[tuple[Feed, Mapping[str, Array]]] = []
+        self._widened: QuantState | None = None
 
     def state(self, mix: Mix) -> QuantState:
         """The calibrated state with the decisions of `mix`, over the same graph: whoever rewrites it makes a copy.
 
         The layers left float are among `disabled` and `skipped` of its plan.
         """
-        plan = self._found.state.plan
-        layers = {name: layer for name, layer in plan.layers.items() if name not in mix.float_layers}
-        order = {node.name: index for index, node in enumerate(self._found.state.graph.nodes)}
-        off = {**plan.disabled, **{name: plan.layers[name] for name in mix.float_layers}}
+        base = self._found.state
+        wide = self._wide() if mix.int16_layers else base
+        chosen = {name: wide if name in mix.int16_layers else base for name in self.layers}
+        layers = {name: chosen[name].plan.layers[name] for name in self.layers if name not in mix.float_layers}
+        order = {node.name: index for index, node in enumerate(base.graph.nodes)}
+        off = {**base.plan.disabled, **{name: base.plan.layers[name] for name in mix.float_layers}}
         plan = replace(
-            plan,
+            base.plan,
             layers=layers,
             disabled={name: off[name] for name in sorted(off, key=lambda name: order.get(name, -1))},
-            skipped={**plan.skipped, **{name: _KEPT_FLOAT for name in self.layers if name in mix.float_layers}},
+            skipped={**base.plan.skipped, **{name: _KEPT_FLOAT for name in self.layers if name in mix.float_layers}},
         )
-        return replace(self._found.state, plan=plan)
+        return replace(
+            base,
+            plan=plan,
+            activations={name: chosen[name].activations[name] for name in layers},
+            weights={name: chosen[name].weights[name] for name in layers if name in base.weights},
+        )
+
+    def int16_layers(self) -> frozenset[str]:
+        """The layers whose activations can have 16 bits. The first call runs the calibration data once more."""
+        return frozenset(layer.name for layer in self._wide().layers())
+
+    def _wide(self) -> QuantState:
+        """The state in which every layer that can has activations of 16 bits; the others count as left float."""
+        if self._widened is None:
+            base = self._found.state
+            nodes = {node.name: node for node in base.graph.nodes}
+            plans, narrow = {}, dict(base.left_float)
+            for layer in base.layers():
+                plans[layer.name] = layer
+                reason = why_not_16_bits(nodes[layer.name])
+                if reason or base.weights[layer.name].num_bits != 8 or isinstance(layer.activation, QuantParams):
+                    narrow[layer.name] = reason or "only 8-bit weights stand beside 16-bit activations"
+                else:
+                    plans[layer.name] = replace(layer, activation=replace(layer.activation, num_bits=16))
+            state = replace(
+                base,
+                plan=replace(base.plan, layers=plans),
+                activations={},
+                weights=dict(base.weights),
+                left_float=narrow,
+                remarks={},
+            )
+            run = CalibrationRun(feeds=self._found.feeds, first=self._found.feeds.first)
+            run_passes((observe(run), FIT_BIASES), state)
+            self._widened = state
+        return self._widened
 
     def model(self, mix: Mix) -> LightModel:
         """The fake-quant model of `mix`."""

@@ -9,10 +9,11 @@ from amct_onnx.auto_calibration.protocol import (
     CosineSimilaritySensitivity,
     SensitivityBase,
 )
+from amct_onnx.auto_calibration.strategies import Greedy
 from amct_onnx.errors import ArgumentError, ConfigError
 from amct_onnx.stepwise.arguments import require_type
 
-STRATEGIES = ("BinarySearch", "Greedy")
+STRATEGIES = ("BinarySearch", "Greedy", "GreedyInt16")
 SENSITIVITIES = ("CosineSimilarity",)
 
 
@@ -28,8 +29,8 @@ def check_evaluator(evaluator: object) -> None:
     require_type("model_evaluator", evaluator, AutoCalibrationEvaluatorBase, f"an instance of a subclass of {name}")
 
 
-def strategy_of(strategy: object) -> AutoCalibrationStrategyBase | None:
-    """Who decides; None for the engine's own greedy choice.
+def strategy_of(strategy: object) -> AutoCalibrationStrategyBase | Greedy:
+    """Who decides.
 
     Raises:
         ArgumentError: it is neither a name nor an instance of a subclass of AMCT's base class.
@@ -38,10 +39,10 @@ def strategy_of(strategy: object) -> AutoCalibrationStrategyBase | None:
     if isinstance(strategy, AutoCalibrationStrategyBase):
         return strategy
     _refuse_unknown("strategy", strategy, STRATEGIES, AutoCalibrationStrategyBase)
-    return BinarySearchStrategy() if strategy == "BinarySearch" else None
+    return BinarySearchStrategy() if strategy == "BinarySearch" else Greedy(int16=strategy == "GreedyInt16")
 
 
-def sensitivity_of(sensitivity: object, strategy: object) -> SensitivityBase | None:
+def sensitivity_of(sensitivity: object, strategy: AutoCalibrationStrategyBase | Greedy) -> SensitivityBase | None:
     """What compares single layers; None where that is not asked for.
 
     Raises:
@@ -50,9 +51,9 @@ def sensitivity_of(sensitivity: object, strategy: object) -> SensitivityBase | N
     """
     if not isinstance(sensitivity, SensitivityBase):
         _refuse_unknown("sensitivity", sensitivity, SENSITIVITIES, SensitivityBase)
-        return CosineSimilaritySensitivity() if strategy != "Greedy" else None
-    if strategy == "Greedy":
-        raise ConfigError("strategy 'Greedy' ranks layers by the outputs; leave sensitivity at 'CosineSimilarity'")
+        return None if isinstance(strategy, Greedy) else CosineSimilaritySensitivity()
+    if isinstance(strategy, Greedy):
+        raise ConfigError("a greedy strategy ranks layers by the outputs; leave sensitivity at 'CosineSimilarity'")
     return sensitivity
 
 

@@ -45,7 +45,7 @@ def run_evaluator(
     evaluator = load_evaluator(path)
     if judges(evaluator):
         chosen = strategy_of(strategy or "Greedy")
-        compared = sensitivity_of("CosineSimilarity", strategy or "Greedy")
+        compared = sensitivity_of("CosineSimilarity", chosen)
         files = files_of(model, config, target.path("record.txt"), save_path)
         return auto_calibrate(source, evaluator, given, files, chosen, compared, "CosineSimilarity")
     if strategy is not None:

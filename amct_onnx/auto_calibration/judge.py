@@ -96,16 +96,12 @@ class Judge:
             _log.info("trial %d: %s", len(self._known), describe(trial))
         return self._known[mix]
 
-    def is_enough(self, mix: Mix) -> bool:
-        """Whether the metric of a mix will do."""
-        return self.trial(mix).satisfied
-
     def _evaluate(self, mix: Mix) -> Any:
         folder = self._path.parent
         folder.mkdir()
         try:
             write_model(self._model(mix), self._path)
-            with calling(self._evaluator, "evaluate", f"a trial model with {len(mix.float_layers)} float layers"):
+            with calling(self._evaluator, "evaluate", f"a trial model with {_counted(mix)}"):
                 return self._evaluator.evaluate(str(self._path))
         finally:
             shutil.rmtree(folder, ignore_errors=True)
@@ -115,7 +111,12 @@ def describe(trial: Trial) -> str:
     """A trial in one line."""
     word = "satisfied" if trial.satisfied else "not satisfied"
     took = f"{trial.seconds:.1f} s" if trial.seconds else "known before"
-    return f"{len(trial.mix.float_layers)} layers float: {word}, metric {trial.metric}, loss {trial.loss} ({took})"
+    return f"{_counted(trial.mix)}: {word}, metric {trial.metric}, loss {trial.loss} ({took})"
+
+
+def _counted(mix: Mix) -> str:
+    wide = f", {len(mix.int16_layers)} with 16-bit activations" if mix.int16_layers else ""
+    return f"{len(mix.float_layers)} float layers{wide}"
 
 
 def verdict_of(evaluator: AutoCalibrationEvaluatorBase, original: Any, metric: Any) -> Verdict:

@@ -114,7 +114,7 @@ class TrialLog:
 
 
 def _written(mix: Mix) -> dict[str, list[str]]:
-    return {"float_layers": sorted(mix.float_layers)}
+    return {"float_layers": sorted(mix.float_layers), "int16_layers": sorted(mix.int16_layers)}
 
 
 def _text(value: Any) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from dataclasses import dataclass
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from amct_onnx.auto_calibration.protocol import (
     SensitivityBase,
 )
 from amct_onnx.auto_calibration.sensitivity import by_outputs, by_single_layers
-from amct_onnx.auto_calibration.strategies import follow, greedy
+from amct_onnx.auto_calibration.strategies import Greedy, follow
 from amct_onnx.config import QuantConfig
 from amct_onnx.formats.config_source import load_config
 from amct_onnx.passes.weights import LightModel
@@ -80,9 +81,10 @@ def accuracy_based_auto_calibration(
         save_dir: directory and prefix of <save_dir>_deploy_model.onnx, _fake_quant_model.onnx and _quant.json, which
             replace existing ones.
         strategy: "BinarySearch", as AMCT does it; "Greedy", which ranks layers by the noise that they bring to the
-            outputs, and needs fewer float ones; or a strategy of the user's own.
+            outputs, and needs fewer float ones; "GreedyInt16", which gives activations 16 bits before it leaves layers
+            float, for chips that take these; or a strategy of the user's own.
         sensitivity: "CosineSimilarity", which compares every layer by itself; or a comparison of the user's own.
-            "Greedy" does not use it.
+            The greedy ones do not use it.
 
     Raises:
         ArgumentError: an argument has the wrong type.
@@ -91,7 +93,8 @@ def accuracy_based_auto_calibration(
             is allowed.
     """
     check_evaluator(model_evaluator)
-    chosen, compared = strategy_of(strategy), sensitivity_of(sensitivity, strategy)
+    chosen = strategy_of(strategy)
+    compared = sensitivity_of(sensitivity, chosen)
     name = sensitivity if isinstance(sensitivity, str) else None
     files = files_of(model_file, path_of("config_file", config_file), record_file, save_dir)
     source = read_source(model_file)
@@ -103,7 +106,7 @@ def auto_calibrate(
     evaluator: AutoCalibrationEvaluatorBase,
     config: QuantConfig,
     files: Files,
-    strategy: AutoCalibrationStrategyBase | None,
+    strategy: AutoCalibrationStrategyBase | Greedy,
     sensitivity: SensitivityBase | None,
     sensitivity_name: str | None = None,
 ) -> AutoCalibrationResult:
@@ -114,7 +117,7 @@ def auto_calibrate(
         evaluator: the user's.
         config: what to quantize and how.
         files: where everything goes.
-        strategy: who decides; None for the engine's own greedy choice.
+        strategy: who decides.
         sensitivity: what compares single layers; None ranks layers by the outputs where something is to be ranked.
         sensitivity_name: under which its ranking is kept for a repeated call; None where it may have changed.
     """
@@ -135,7 +138,8 @@ def auto_calibrate(
             ranking = log.ranking("outputs", lambda: _ranked(trials, show))
         mix: Mix | None = Mix()
         if not first.satisfied:
-            mix = greedy(judge, ranking) if strategy is None else follow(strategy, judge, ranking)
+            search = strategy.search if isinstance(strategy, Greedy) else partial(follow, strategy)
+            mix = search(judge, ranking, trials)
         trial = None if mix is None else judge.trial(mix)
         written = write(files, found, trials, trial, ranking)
     return AutoCalibrationResult(trial=trial, original=original, trials=judge.trials, ranking=ranking, files=written)

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from amct_onnx.auto_calibration.judge import Judge, calling
 from amct_onnx.auto_calibration.protocol import AutoCalibrationStrategyBase
 from amct_onnx.errors import EvaluatorError, nearest
-from amct_onnx.selection import Ranking, choose
-from amct_onnx.trials import Mix
+from amct_onnx.selection import Layers, Ranking, choose
+from amct_onnx.trials import Mix, Trials
 
 _MOST_STEPS = 1000
 """Trials after which a strategy that does not stop is taken for one that never will."""
 
 
-def follow(strategy: AutoCalibrationStrategyBase, judge: Judge, ranking: Ranking) -> Mix | None:
+def follow(strategy: AutoCalibrationStrategyBase, judge: Judge, ranking: Ranking, trials: Trials) -> Mix | None:
     """Try what a strategy says until it stops; None where it leaves all layers float.
 
     The last decision holds, whether it satisfies or not.
@@ -23,7 +24,7 @@ def follow(strategy: AutoCalibrationStrategyBase, judge: Judge, ranking: Ranking
     Raises:
         EvaluatorError: the strategy fails, does not stop, or gives what is no decision.
     """
-    name, layers = type(strategy).__name__, [layer for layer, _ in ranking]
+    name, layers = type(strategy).__name__, list(trials.layers)
     with calling(strategy, "initialize", f"the ranking of {len(layers)} layers"):
         strategy.initialize(dict(ranking))
     trial = judge.trial(Mix())
@@ -54,7 +55,21 @@ def _decision(found: Any, layers: list[str], name: str) -> tuple[bool, Mix]:
     return bool(found["stop_flag"]), Mix(float_layers=frozenset(layer for layer in config if not config[layer]))
 
 
-def greedy(judge: Judge, ranking: Ranking) -> Mix | None:
-    """As few float layers as the ranking and the metric allow; None where all would have to be float."""
-    chosen = choose([layer for layer, _ in ranking], lambda layers: judge.is_enough(Mix(float_layers=layers)))
-    return None if chosen is None else Mix(float_layers=chosen)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Greedy:
+    """The engine's own strategy: as few float layers as the ranking by outputs and the metric allow.
+
+    int16: activations of 16 bits before float layers.
+    """
+
+    int16: bool = False
+
+    def search(self, judge: Judge, ranking: Ranking, trials: Trials) -> Mix | None:
+        """The choice; None where all layers would have to be float."""
+
+        def is_enough(floats: Layers, wide: Layers) -> bool:
+            return judge.trial(Mix(float_layers=floats, int16_layers=wide)).satisfied
+
+        widenable = trials.int16_layers() if self.int16 else frozenset()
+        found = choose([layer for layer, _ in ranking], is_enough, widenable)
+        return None if found is None else Mix(float_layers=found[0], int16_layers=found[1])

@@ -124,6 +124,16 @@ def last_node(graph: Graph, node: Node) -> Node:
     return bias_add(graph, node) or node
 
 
+def why_not_16_bits(node: Node) -> str | None:
+    """Why the activations of a layer cannot have 16 bits, or None where they can."""
+    if node.op == "Gemm":
+        return None if has_input(node, 2) else "it has no bias"
+    axes = spatial_axes(node)
+    if node.op not in ("Conv", "ConvTranspose") or axes not in (1, 2):
+        return "only 1-D and 2-D Conv and ConvTranspose, and Gemm with a bias, take 16"
+    return None
+
+
 def why_not(node: Node) -> str | None:
     """Why a node cannot be quantized, as a sentence, or None where it can."""
     if not is_standard(node):
