@@ -126,6 +126,23 @@ def test_the_greedy_choice_needs_no_more_float_layers(flow):
         assert len(greedy.mix.float_layers) <= len(binary.mix.float_layers)
 
 
+def test_16_bit_activations_take_the_place_of_float_layers(flow, tmp_path):
+    target = 37
+    assert flow(Evaluator(target), strategy="Greedy").trial.mix.float_layers
+    result = flow(Evaluator(target), strategy="GreedyInt16")
+    assert result.trial.satisfied
+    assert result.trial.mix.float_layers == frozenset()
+    wide = result.trial.mix.int16_layers
+    assert 0 < len(wide) < 6
+    config = json.loads(text(tmp_path / "out" / f"{STEM}final_config.json"))
+    layers = {name: value for name, value in config.items() if isinstance(value, dict)}
+    assert {name for name, value in layers.items() if value["activation_quant_params"]["num_bits"] == 16} == wide
+    assert text(tmp_path / "record.txt").count('act_type: "INT16"') == len(wide)
+    again = Evaluator(target)
+    assert flow(again, strategy="GreedyInt16").trial.mix == result.trial.mix
+    assert len(again.evaluated) == 1
+
+
 def test_the_ranking_is_sorted_and_names_every_layer(flow, tmp_path):
     result = flow(Evaluator())
     ranking = json.loads(text(tmp_path / "out" / f"{STEM}ranking_information.json"))
@@ -407,7 +424,7 @@ def test_too_few_batches_are_refused(flow):
     [
         ({"model_evaluator": object()}, ArgumentError, "subclass of AutoCalibrationEvaluatorBase"),
         ({"model_evaluator": Evaluator}, ArgumentError, "is the class Evaluator; give an instance"),
-        ({"strategy": "Linear"}, ConfigError, "'BinarySearch' or 'Greedy'.*found 'Linear'"),
+        ({"strategy": "Linear"}, ConfigError, "'BinarySearch' or 'Greedy' or 'GreedyInt16'.*found 'Linear'"),
         ({"strategy": 3}, ArgumentError, "AutoCalibrationStrategyBase; found int 3"),
         ({"strategy": Incremental}, ArgumentError, "strategy is the class Incremental"),
         ({"sensitivity": "Mse"}, ConfigError, "'CosineSimilarity'"),

@@ -1,14 +1,17 @@
 """Trial models: any layers float, with the scales that were found once."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 from graphs import run
 
 from amct_onnx.config import QuantConfig
 from amct_onnx.data import input_specs
 from amct_onnx.formats.model_file import read_model
+from amct_onnx.kernels.ifmr import IfmrObserver
 from amct_onnx.progress import Progress
 from amct_onnx.quantize import calibrated, quantize_onnx
 from amct_onnx.report.compare import compare_models
@@ -111,3 +114,48 @@ def test_an_output_that_is_not_finite_is_infinite_noise(trials, monkeypatch):
 def test_the_inputs_are_those_of_the_model(trials):
     source = input_specs(read_model(DIGITS / "digits.onnx").proto)
     assert [spec.name for spec in input_specs(trials.model(mix()).proto)] == [spec.name for spec in source]
+
+
+def widths(state):
+    return {name: int(params.num_bits) for name, params in state.activations.items()}
+
+
+def test_activations_of_16_bits_bring_less_noise(trials):
+    wide = trials.int16_layers()
+    assert wide == set(trials.layers) - {"pool"}
+    assert trials.noise(Mix(int16_layers=wide)) < trials.noise(mix())
+    state = trials.state(Mix(int16_layers=wide))
+    assert widths(state) == {name: 16 if name in wide else 8 for name in trials.layers}
+    assert {name for name, layer in state.plan.layers.items() if layer.activation.num_bits == 16} == wide
+
+
+@pytest.mark.parametrize("name", ["stem.conv", "depthwise.conv", "classifier"])
+def test_one_layer_may_have_16_bits_beside_others_of_8(trials, name):
+    state = trials.state(Mix(int16_layers=frozenset({name})))
+    assert widths(state) == {layer: 16 if layer == name else 8 for layer in trials.layers}
+    wide, narrow = (
+        [
+            onnx.numpy_helper.to_array(t).item()
+            for t in trials.model(chosen).whole().graph.initializer
+            if t.name == bound
+        ]
+        for chosen in (Mix(int16_layers=frozenset({name})), mix())
+        for bound in [f"{name}.quant.fakequant.max_val"]
+    )
+    assert (wide, narrow) == ([32767.0], [127.0])
+
+
+def test_16_bit_scales_are_those_that_a_16_bit_observer_finds(found, trials):
+    planned = replace(found.state.plan.layers["stem.conv"].activation, num_bits=16)
+    observer = IfmrObserver(planned, asymmetric=True)
+    for feed in found.feeds:
+        observer.update(feed["image"])
+    params = trials.state(Mix(int16_layers=frozenset({"stem.conv"}))).activations["stem.conv"]
+    assert params.num_bits == 16
+    assert float(params.scale) == pytest.approx(float(observer.params().scale))
+    assert int(params.offset) == int(observer.params().offset)
+
+
+def test_no_layer_is_float_and_wide():
+    with pytest.raises(ValueError, match=r"'a'.*both float and quantized"):
+        Mix(float_layers=frozenset("a"), int16_layers=frozenset("ab"))
