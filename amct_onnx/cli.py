@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from amct_onnx.auto_calibration.arguments import STRATEGIES
+from amct_onnx.auto_calibration.protocol import STRATEGIES
 from amct_onnx.cli_help import EXAMPLES
 from amct_onnx.data import CalibrationSource, InputSpec, checked_feeds, input_specs, raw_feeds
 from amct_onnx.errors import AmctError, ConfigError, DataError, OutputError

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from amct_onnx.auto_calibration.protocol import (
+    STRATEGIES,
     AutoCalibrationEvaluatorBase,
     AutoCalibrationStrategyBase,
     BinarySearchStrategy,
@@ -13,7 +14,6 @@ from amct_onnx.auto_calibration.strategies import Greedy
 from amct_onnx.errors import ArgumentError, ConfigError
 from amct_onnx.stepwise.arguments import require_type
 
-STRATEGIES = ("BinarySearch", "Greedy", "GreedyInt16")
 SENSITIVITIES = ("CosineSimilarity",)
 
 

@@ -8,6 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+STRATEGIES = ("BinarySearch", "Greedy", "GreedyInt16")
+"""Those that can be called by name: AMCT's, and the engine's own."""
+
 Verdict = tuple[bool, float]
 """What `metric_eval` says: whether the metric will do, and the loss."""
 
