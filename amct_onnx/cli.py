@@ -40,7 +40,7 @@ _DTYPES = (
 )
 
 
-_READ = ("model", "quantized", "deploy", "record", "float_model", "reference", "data")
+_READ = ("model", "weights", "quantized", "deploy", "record", "float_model", "reference", "data")
 _WRITTEN = ("json", "html", "save")
 """Options that name files."""
 
@@ -78,6 +78,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     _add_calibration(commands.add_parser("calibration", help="quantize a model with calibration data"))
     _add_convert(commands.add_parser("convert", help="quantize a model with scales that are known already"))
+    _add_convert_caffe(commands.add_parser("convert-caffe", help="turn a Caffe model into an ONNX model"))
     _add_plan(commands.add_parser("plan", help="show what would be quantized, and why the rest would not"))
     _add_compare(commands.add_parser("compare", help="compare a quantized model with the float one"))
     _add_verify(commands.add_parser("verify", help="check a deploy model against what ATC takes"))
@@ -96,7 +97,8 @@ def _add_calibration(parser: argparse.ArgumentParser) -> None:
         "Quantize a model; writes <save_path>_deploy_model.onnx, _fake_quant_model.onnx, _record.txt, _config.json\n"
         "and _quant.json, which tells tools that compare models what became of each node."
     )
-    parser.add_argument("--model", required=True, help="the float model, an .onnx file")
+    parser.add_argument("--model", required=True, help="the float model, an .onnx file; or a .prototxt")
+    _add_weights(parser)
     parser.add_argument("--save_path", required=True, help="directory and prefix of what is written, e.g. out/net")
     parser.add_argument("--calibration_config", help="a .cfg or JSON file; without it the engine's own preset is used")
     parser.add_argument("--batch_num", type=int, help="batches to use without --calibration_config")
@@ -124,6 +126,7 @@ def _add_convert(parser: argparse.ArgumentParser) -> None:
         "_quant.json."
     )
     parser.add_argument("--model", required=True, help="a QDQ model; with --record a float model")
+    _add_weights(parser)
     parser.add_argument("--save_path", required=True, help="directory and prefix of what is written, e.g. out/net")
     parser.add_argument("--record", help="a record file of AMCT: scales and offsets of the layers to quantize")
     parser.add_argument(
@@ -132,8 +135,25 @@ def _add_convert(parser: argparse.ArgumentParser) -> None:
         help="with --record: fold BatchNormalization behind ConvTranspose, Gemm and MatMul too, as `calibration` does "
         "without a configuration",
     )
+    parser.add_argument(
+        "--no_fusion",
+        action="store_true",
+        help="with --record: fold nothing, as a configuration without do_fusion does",
+    )
     _add_data(parser)
     parser.set_defaults(command=_convert, batch_num=None)
+
+
+def _add_convert_caffe(parser: argparse.ArgumentParser) -> None:
+    parser.description = "Turn a Caffe model, as it is at test phase, into an ONNX model of the same names and numbers."
+    parser.add_argument("prototxt", help="the network as it is deployed")
+    parser.add_argument("caffemodel", help="its weights")
+    parser.add_argument("--output", required=True, metavar="FILE", help="the .onnx file to write")
+    parser.set_defaults(command=_convert_caffe)
+
+
+def _add_weights(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--weights", metavar="CAFFEMODEL", help="the weights, where the float model is a .prototxt")
 
 
 def _add_data(parser: argparse.ArgumentParser) -> None:
@@ -146,7 +166,8 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
 
 def _add_plan(parser: argparse.ArgumentParser) -> None:
     parser.description = "Show for every layer how it would be quantized, or why not. Needs no data and writes nothing."
-    parser.add_argument("model", help="the float model, an .onnx file")
+    parser.add_argument("model", help="the float model, an .onnx file; or a .prototxt")
+    _add_weights(parser)
     parser.add_argument("--config", help="a .cfg or JSON file; without it the engine's own preset is used")
     parser.add_argument("--all", action="store_true", help="list also the nodes whose operator is never quantized")
     parser.set_defaults(command=_plan)
@@ -156,6 +177,7 @@ def _add_compare(parser: argparse.ArgumentParser) -> None:
     parser.description = "Run the float and the fake-quant model over data and show the differences."
     parser.add_argument("model", help="the float model")
     parser.add_argument("quantized", help="the fake-quant model")
+    _add_weights(parser)
     parser.add_argument("--batch_num", type=int, help="batches to use; all without it")
     _add_data(parser)
     parser.set_defaults(command=_compare)
@@ -166,6 +188,7 @@ def _add_verify(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", help="the deploy model, an .onnx file")
     parser.add_argument("--record", help="the record file that belongs to it; lets the scales be checked")
     parser.add_argument("--float-model", help="the model before quantization; lets the biases be checked")
+    _add_weights(parser)
     parser.add_argument("--json", metavar="FILE", help="write the report as JSON too; - for standard output alone")
     parser.add_argument("--strict", action="store_true", help="exit with 1 for warnings too")
     parser.set_defaults(command=_verify)
@@ -176,6 +199,7 @@ def _add_simulate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", help="the deploy model, an .onnx file")
     parser.add_argument("--profile", default="ideal", help="ideal, fixpipe, v200 or v100; ideal without it")
     parser.add_argument("--reference", help="a float or fake-quant model to compare the outputs with")
+    _add_weights(parser)
     parser.add_argument("--save", metavar="FILE", help="an .npz file for the outputs, as <output>_<batch>")
     parser.add_argument("--batch_num", type=int, help="batches to use; all without it")
     _add_data(parser)
@@ -187,6 +211,7 @@ def _add_agreement(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", help="the float model")
     parser.add_argument("quantized", help="the fake-quant model")
     parser.add_argument("deploy", help="the deploy model")
+    _add_weights(parser)
     parser.add_argument("--profiles", nargs="+", metavar="PROFILE", help="kinds of chips; all without it")
     parser.add_argument("--html", metavar="FILE", help="write the report as a page with a picture")
     parser.add_argument("--json", metavar="FILE", help="write the report as JSON")
@@ -217,7 +242,7 @@ def _calibration(options: argparse.Namespace) -> None:
     takes_number = options.calibration_config is None and batch_num is not None
     given: dict[str, Any] = {"batch_num": batch_num} if takes_number else {}
     result = quantize_onnx(
-        options.model,
+        _with_weights(options.model, options),
         options.calibration_config,
         calibration=source,
         save_path=options.save_path,
@@ -286,15 +311,37 @@ def _convert(options: argparse.Namespace) -> None:
     data = _data_source(options)[0] if has_data else None
     on = "first batch" if has_data else "random numbers: says little about accuracy"
     if options.record is None:
-        if options.wide_fusion:
-            raise ConfigError("--wide_fusion goes with --record: nothing is folded in a model that is quantized")
+        for option, is_given in (("--wide_fusion", options.wide_fusion), ("--no_fusion", options.no_fusion)):
+            if is_given:
+                raise ConfigError(f"{option} goes with --record: nothing is folded in a model that is quantized")
+        if options.weights is not None:
+            raise ConfigError("--weights goes with --record: a Caffe model holds no scales")
         result = import_qdq(options.model, save_path=options.save_path, data=data)
         _show_result(result, options, f"fake-quant against the model that was read, {on}")
         return
     result = convert_model(
-        options.model, options.record, save_path=options.save_path, data=data, wide_fusion=options.wide_fusion
+        _with_weights(options.model, options),
+        options.record,
+        save_path=options.save_path,
+        data=data,
+        do_fusion=not options.no_fusion,
+        wide_fusion=options.wide_fusion,
     )
     _show_result(result, options, f"fake-quant against float, {on}")
+
+
+def _convert_caffe(options: argparse.Namespace) -> None:
+    from amct_onnx.caffe import import_caffe
+
+    import_caffe(options.prototxt, options.caffemodel, options.output)
+    print(options.output)
+
+
+def _with_weights(model: Any, options: argparse.Namespace) -> Any:
+    """The float model that an option names: with --weights a Caffe model."""
+    if options.weights is not None and model is None:
+        raise ConfigError("--weights goes with a float model, a .prototxt; none is given")
+    return model if options.weights is None else (model, options.weights)
 
 
 def _plan(options: argparse.Namespace) -> None:
@@ -308,7 +355,7 @@ def _plan(options: argparse.Namespace) -> None:
     from amct_onnx.prepare import final_plan, prepare
     from amct_onnx.report.tables import plan_table
 
-    state, _ = prepare(read_model(options.model))
+    state, _ = prepare(read_model(_with_weights(options.model, options)))
     state = replace(state, plan=make_plan(state, load_config(options.config)))
     op_types = {node.name: node.op for node in state.graph.nodes}
     run_passes(FUSE, state)
@@ -322,7 +369,7 @@ def _compare(options: argparse.Namespace) -> None:
     from amct_onnx.report.compare import compare_models
     from amct_onnx.report.tables import error_table
 
-    model = read_model(options.model)
+    model = read_model(_with_weights(options.model, options))
     source, batch_num = _data_source(options)
     feeds = checked_feeds(source, input_specs(model.proto), batch_num)
     found = compare_models(model, read_model(options.quantized), feeds)
@@ -335,7 +382,9 @@ def _verify(options: argparse.Namespace) -> int:
     from amct_onnx.formats.model_file import write_files
     from amct_onnx.report.tables import findings_table
 
-    report = verify_deploy_model(options.model, record=options.record, float_model=options.float_model)
+    report = verify_deploy_model(
+        options.model, record=options.record, float_model=_with_weights(options.float_model, options)
+    )
     if options.json == "-":
         print(report.to_json(), end="")
     else:
@@ -354,7 +403,8 @@ def _simulate(options: argparse.Namespace) -> None:
 
     model = read_model(options.model)
     session = SimulatedSession(options.model, options.profile)
-    reference = None if options.reference is None else open_session(read_model(options.reference), options.reference)
+    given = _with_weights(options.reference, options)
+    reference = None if given is None else open_session(read_model(given), options.reference)
     source, batch_num = _data_source(options)
     feeds = checked_feeds(source, input_specs(model.proto), batch_num)
     save = None if options.save is None else Path(options.save)
@@ -374,7 +424,7 @@ def _agreement(options: argparse.Namespace) -> None:
     from amct_onnx.report.agreement_page import agreement_page
     from amct_onnx.report.tables import agreement_tables
 
-    model = read_model(options.model)
+    model = read_model(_with_weights(options.model, options))
     source, batch_num = _data_source(options)
     feeds = checked_feeds(source, input_specs(model.proto), batch_num)
     profiles = tuple(options.profiles or PROFILES)

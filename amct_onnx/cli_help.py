@@ -22,6 +22,10 @@ examples:
 Without data the result is compared with the original on random numbers, which says little about accuracy.
 Exit status: 0 written, 1 an error, which is explained and leaves no file, 2 wrong usage.
 """,
+    "convert-caffe": """\
+examples:
+  amct_onnx convert-caffe net.prototxt net.caffemodel --output caffe.onnx
+""",
     "plan": """\
 examples:
   amct_onnx plan net.onnx

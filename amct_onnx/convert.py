@@ -6,18 +6,16 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-import numpy as np
 import onnx
 
 from amct_onnx.data import CalibrationSource, Feed, checked_feeds, input_specs, random_feeds
-from amct_onnx.errors import DataError, ModelError, NotAvailableError, RecordError, located, nearest
-from amct_onnx.formats.model_file import read_model
-from amct_onnx.formats.record import LayerRecord, read_record
-from amct_onnx.kernels.quant_params import QuantParams
+from amct_onnx.errors import DataError, ModelError, RecordError, located
+from amct_onnx.formats.model_file import ModelSource, read_model
+from amct_onnx.formats.record import read_record
+from amct_onnx.given import given_layers, given_tensors
 from amct_onnx.passes.convert_opset import inlined
-from amct_onnx.passes.graph import Array, Graph, Node, type_name
-from amct_onnx.passes.layer_types import PER_CHANNEL
-from amct_onnx.passes.layers import has_weight, output_channels, spatial_axes
+from amct_onnx.passes.graph import Array, Graph
+from amct_onnx.passes.layers import spatial_axes, why_not_16_bits
 from amct_onnx.passes.manager import run_passes
 from amct_onnx.passes.pipelines import BEFORE_READING, FUSE, GIVEN
 from amct_onnx.passes.protos import all_graphs
@@ -32,22 +30,24 @@ from amct_onnx.results import CONVERTED_FILES, QuantizeResult, Target, finish, m
 
 
 def convert_model(
-    model: str | os.PathLike[str] | onnx.ModelProto,
+    model: ModelSource,
     record: str | os.PathLike[str],
     *,
     save_path: str | os.PathLike[str] | None = None,
     data: CalibrationSource | None = None,
+    do_fusion: bool = True,
     wide_fusion: bool = False,
 ) -> QuantizeResult:
     """Quantize a float model with the scales and offsets of a record file: nothing is calibrated.
 
     Args:
-        model: an .onnx file, or a model in memory, which stays untouched.
+        model: an .onnx file, a Caffe model as (prototxt, caffemodel), or a model in memory, which stays untouched.
         record: AMCT's record file. The layers that it gives factors for are quantized with just these, all others stay
             float; where it says `skip_fusion`, BatchNormalization stays behind the layer.
         save_path: directory and prefix of the files to write; None keeps the results in memory.
         data: inputs whose first batch the result is run on; `amct_onnx.data` lists the forms that are taken. None for
             random numbers in the shapes of the model's inputs.
+        do_fusion: fold BatchNormalization into Conv; False where the record was made with that option off.
         wide_fusion: fold BatchNormalization behind ConvTranspose, Gemm and MatMul too, as it was done where the record
             was made by this engine with that option on.
 
@@ -57,7 +57,7 @@ def convert_model(
     """
     _require_record(record)
     target = None if save_path is None else Target.of(save_path, {"model": model, "record": record}, CONVERTED_FILES)
-    done = scaled_by_record(model, record, data=data, wide_fusion=wide_fusion)
+    done = scaled_by_record(model, record, data=data, do_fusion=do_fusion, wide_fusion=wide_fusion)
     return finish(done.state, make_results(done.state), target, done.expected, done.feed, measure_layers=False)
 
 
@@ -97,10 +97,11 @@ class Scaled:
 
 
 def scaled_by_record(
-    model: str | os.PathLike[str] | onnx.ModelProto,
+    model: ModelSource,
     record: str | os.PathLike[str],
     *,
     data: CalibrationSource | None = None,
+    do_fusion: bool = True,
     wide_fusion: bool = False,
 ) -> Scaled:
     """What `convert_model` writes, before it is written."""
@@ -110,9 +111,19 @@ def scaled_by_record(
     state, session = prepare(source)
     with located(str(record)):
         given = given_layers(state, records)
+        tensors = given_tensors(state, records, given)
+        if not given and not tensors:
+            raise RecordError("no record has factors, so there is no layer to quantize")
         skip_fusion = frozenset(name for name, entry in records.items() if entry.skip_fusion)
         plan = plan_given(
-            state, given, {}, "the record has no factors for it", wide_fusion=wide_fusion, skip_fusion=skip_fusion
+            state,
+            given,
+            {},
+            "the record has no factors for it",
+            tensors=tensors,
+            do_fusion=do_fusion,
+            wide_fusion=wide_fusion,
+            skip_fusion=skip_fusion,
         )
     state = replace(state, plan=plan)
     run_passes(FUSE, state)
@@ -175,6 +186,9 @@ def _plan_read(state: QuantState, reading: Reading) -> QuantPlan:
         if node.op == "Conv" and spatial_axes(node) == 3 and activation.offset != 0:
             reasons[name] = "its input has a zero point; a 3-D convolution takes symmetric activations"
             continue
+        if activation.num_bits == 16 and (reason := why_not_16_bits(node)):
+            reasons[name] = f"its input has 16 bits: {reason}"
+            continue
         given[name] = GivenLayer(activation=activation, weight=reading.weights.get(name))
     plan = plan_given(state, given, reasons, "it is not quantized in the model that was read", do_fusion=False)
     if not given:
@@ -223,87 +237,3 @@ def run_once(session: Session, source: LightModel, data: CalibrationSource | Non
         except ModelError as error:
             reasons.append(str(error))
     raise DataError(f"{reasons[0]}; give data that the model runs on")
-
-
-def given_layers(
-    state: QuantState, records: Mapping[str, LayerRecord], *, is_applied: bool = False
-) -> dict[str, GivenLayer]:
-    """The scales of every layer that has factors, checked against the nodes of a prepared graph.
-
-    is_applied: the weights of the graph are balanced, and rounded to the centres of NUQ, already.
-
-    Raises:
-        RecordError: a key is no layer that can be quantized, its factors do not fit the layer, or no key has any.
-        NotAvailableError: a record asks for what is not carried out yet.
-    """
-    nodes, types = {node.name: node for node in state.graph.nodes}, infer_types(state.graph)
-    given = {}
-    for name, record in records.items():
-        with located(f"record of {name!r}"):
-            done = replace(record, tensor_balance_factor=(), cluster=()) if is_applied else record
-            _refuse_unavailable(name, done, nodes)
-            node = nodes.get(name)
-            if node is None:
-                raise RecordError(_why_unknown(state, name))
-            if record.has_factors:
-                if reason := why_not_layer(node, types):
-                    raise RecordError(f"{node.op} cannot be quantized: {reason}")
-                given[name] = _given_layer(node, record)
-    if not given:
-        raise RecordError("no record has factors, so there is no layer to quantize")
-    return given
-
-
-def _refuse_unavailable(name: str, record: LayerRecord, nodes: Mapping[str, Node]) -> None:
-    is_tensor = record.is_tensor_quantize or (name not in nodes and name.rpartition(":")[0] in nodes)
-    wishes = {
-        "quantization of one tensor": is_tensor,
-        "tensor_balance_factor (DMQ)": record.tensor_balance_factor,
-        "shift_bit other than 0": any(record.shift_bit),
-        "cluster (NUQ)": record.cluster,
-        "scale_h or scale_r (LSTM, GRU)": record.scale_h is not None or record.scale_r,
-        "kv_cache_value": record.kv_scale,
-        "dst_type INT4": record.dst_type == "INT4",
-        f"act_type {record.act_type}": record.act_type not in (None, "INT8"),
-        "wts_type INT4": record.wts_type == "INT4",
-    }
-    for wish, asked in wishes.items():
-        if asked:
-            raise NotAvailableError(f"{wish} is not available yet; remove it from the record")
-
-
-def _why_unknown(state: QuantState, name: str) -> str:
-    if name in state.gone:
-        return f"the node is no layer any more: {state.gone[name]}"
-    return f"the model has no node of that name{nearest(name, state.graph.node_names())}"
-
-
-def _given_layer(node: Node, record: LayerRecord) -> GivenLayer:
-    offset = record.offset_d or 0
-    if node.op == "Conv" and spatial_axes(node) == 3 and offset != 0:
-        raise RecordError(f"offset_d must be 0 for a 3-D convolution, whose activations are symmetric; found {offset}")
-    activation = QuantParams(scale=np.asarray(record.scale_d, np.float32), offset=np.asarray(offset, np.int32))
-    if has_weight(node):
-        return GivenLayer(activation=activation, weight=_given_weight(node, record))
-    if record.scale_w not in ((), (1.0,)):
-        raise RecordError(f"{node.op} has no weight: scale_w must be 1 or missing, found {list(record.scale_w)}")
-    return GivenLayer(activation=activation, weight=None)
-
-
-def _given_weight(node: Node, record: LayerRecord) -> QuantParams:
-    found, channels = len(record.scale_w), output_channels(node)
-    counts = {1, channels} if node.op in PER_CHANNEL else {1}
-    if found not in counts:
-        allowed = " or ".join(f"{count}" for count in sorted(counts))
-        raise RecordError(f"the number of scale_w and offset_w must be {allowed} for {node.op}, found {found}")
-    name = type_name(node.inputs[1])
-    if record.op_data_type is not None and record.op_data_type.lower() != name:
-        raise RecordError(f"op_data_type is {record.op_data_type}, but the weight of the layer is {name}")
-    num_bits = 8 if record.dst_type or record.wts_type is None else int(record.wts_type.removeprefix("INT"))
-    if num_bits < 8 and not (node.op == "Conv" and spatial_axes(node) == 2):
-        raise RecordError(f"wts_type {record.wts_type} is for 2-D convolutions only; this is {node.op}")
-    scale = np.array(record.scale_w, np.float32)
-    if found == 1:
-        scale = scale.reshape(())
-    axis = None if found == 1 else 0
-    return QuantParams(scale=scale, offset=np.zeros(scale.shape, np.int32), num_bits=num_bits, axis=axis)

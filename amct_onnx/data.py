@@ -107,6 +107,18 @@ class Feeds:
         self.first = {name: array.copy() for name, array in next(self._begun).items()}  # a source may reuse its arrays
         self.total = len(source) if batch_num is None and isinstance(source, (list, tuple)) else batch_num
 
+    def require_again(self, why: str) -> None:
+        """Make sure that the source can be read several times.
+
+        Raises:
+            DataError: it cannot; `why` says what that is needed for.
+        """
+        if self._once:
+            raise DataError(
+                f"the calibration data can be read only once, but are needed again, {why}: give a list, a path, or a "
+                "function that returns the batches"
+            )
+
     def __iter__(self) -> Iterator[Feed]:
         """All batches.
 

@@ -24,9 +24,22 @@ from amct_onnx.kernels.nuq import Nuq
 from amct_onnx.kernels.quant_params import QuantParams
 from amct_onnx.passes.graph import Node
 from amct_onnx.passes.layer_types import PER_CHANNEL, is_of_type, says_rank
-from amct_onnx.passes.layers import is_depthwise, spatial_axes, why_not
+from amct_onnx.passes.layers import (
+    has_weight,
+    is_depthwise,
+    is_product,
+    spatial_axes,
+    why_not,
+    why_not_4_bits,
+    why_not_16_bits,
+)
 from amct_onnx.passes.shapes import TensorType, infer_types
-from amct_onnx.passes.state import LayerPlan, QuantPlan, QuantState
+from amct_onnx.passes.state import LayerPlan, QuantPlan, QuantState, TensorPlan
+from amct_onnx.planning_tensors import plan_tensors
+
+_NOT_ASKED = (
+    "both of its inputs are computed at run time; such a MatMul is quantized only where override_layer_configs names it"
+)
 
 
 def make_plan(state: QuantState, config: QuantConfig) -> QuantPlan:
@@ -37,7 +50,6 @@ def make_plan(state: QuantState, config: QuantConfig) -> QuantPlan:
         NotAvailableError: a valid request that the engine does not carry out yet.
         ModelError: nothing is left to quantize.
     """
-    _refuse_unavailable(config)
     _check_names(state, config)
     layers: dict[str, LayerPlan] = {}
     disabled: dict[str, LayerPlan] = {}
@@ -51,6 +63,9 @@ def make_plan(state: QuantState, config: QuantConfig) -> QuantPlan:
             if node.name in config.override_layer_configs and node.name not in _disabled_by_list(config):
                 raise ConfigError(f"override_layer_configs names {node.name!r}, which cannot be quantized: {reason}")
             continue
+        if is_product(node) and node.name not in config.override_layer_configs:
+            skipped[node.name] = _NOT_ASKED
+            continue
         decided = _Request.of(node, wishes).decide()
         if reason := _why_disabled(node, config):
             disabled[node.name] = decided.layer
@@ -61,10 +76,12 @@ def make_plan(state: QuantState, config: QuantConfig) -> QuantPlan:
         if decided.notes:
             notes[node.name] = decided.notes
     _skip_bodies(state, skipped, layers)
-    if not layers:
+    tensors = plan_tensors(state, config, layers, types)
+    if not layers and not tensors:
         raise ModelError(_nothing_left(skipped, disabled))
     return QuantPlan(
         layers=layers,
+        tensors=tensors,
         disabled=disabled,
         skipped=skipped,
         notes=notes,
@@ -83,11 +100,18 @@ class GivenLayer:
     """The scales of a layer, where they need not be found.
 
     activation: of its input, per tensor.
-    weight: of its weight, per tensor or along axis 0 of `channels_first`; None for a layer without one.
+    weight: of its weight, per tensor or along axis 0 of `channels_first`, or of its second input where that is an
+        activation; None for a layer without either.
+    factors: what its weight is multiplied by and its input divided by, [Cin]; empty for no balancing.
+    cluster: the integers that are left to its weight; empty for all.
+    is_cut: its dequantization scale is cut to 19 bits.
     """
 
     activation: QuantParams
     weight: QuantParams | None
+    factors: tuple[float, ...] = ()
+    cluster: tuple[int, ...] = ()
+    is_cut: bool = False
 
 
 def plan_given(
@@ -96,6 +120,7 @@ def plan_given(
     reasons: Mapping[str, str],
     otherwise: str,
     *,
+    tensors: tuple[TensorPlan, ...] = (),
     wide_fusion: bool = False,
     skip_fusion: frozenset[str] = frozenset(),
     do_fusion: bool = True,
@@ -107,6 +132,7 @@ def plan_given(
         given: layer -> its scales; each of them can be quantized.
         reasons: node -> why it stays float, where there is more to say than `otherwise`.
         otherwise: why a layer that could be quantized stays float.
+        tensors: what is quantized by itself, with its scale.
         wide_fusion: fold BatchNormalization behind ConvTranspose, Gemm and MatMul too.
         skip_fusion: layers whose BatchNormalization is not folded.
         do_fusion: fold BatchNormalization at all.
@@ -118,12 +144,25 @@ def plan_given(
         if node.name in given:
             scales = given[node.name]
             weight = scales.weight or Arq(channel_wise=False)
-            layers[node.name] = LayerPlan(name=node.name, op_type=node.op, activation=scales.activation, weight=weight)
+            layers[node.name] = LayerPlan(
+                name=node.name,
+                op_type=node.op,
+                activation=scales.activation,
+                weight=weight,
+                balancer=scales.factors or None,
+                cluster=scales.cluster,
+            )
         else:
             skipped[node.name] = why_not_layer(node, types) or reasons.get(node.name, otherwise)
     _skip_bodies(state, skipped, layers)
     return QuantPlan(
-        layers=layers, skipped=skipped, wide_fusion=wide_fusion, skip_fusion=skip_fusion, do_fusion=do_fusion
+        layers=layers,
+        tensors=tensors,
+        skipped=skipped,
+        wide_fusion=wide_fusion,
+        skip_fusion=skip_fusion,
+        do_fusion=do_fusion,
+        cut_scales=frozenset(name for name, scales in given.items() if scales.is_cut),
     )
 
 
@@ -205,14 +244,14 @@ class _Request:
 
     def _activation(self) -> Ifmr | Hfmg:
         activation = self.block.activation
-        if activation.num_bits == 16 and self.node.op not in ("Conv", "ConvTranspose", "Gemm"):
-            self._cannot("dst_type INT16", "its activations have 8 bits")
+        if activation.num_bits == 16 and (reason := why_not_16_bits(self.node)):
+            self._cannot("dst_type INT16", f"{reason}, so its activations have 8 bits")
             return replace(activation, num_bits=8)
         return activation
 
     def _asymmetric(self) -> bool:
         own, common = self.block.activation, self.config.common_config.activation
-        if self.node.op == "Conv" and spatial_axes(self.node) == 3:
+        if is_product(self.node) or (self.node.op == "Conv" and spatial_axes(self.node) == 3):
             if own.asymmetric:
                 self._cannot("asymmetric: true", "its activations are symmetric")
             return False
@@ -246,11 +285,19 @@ class _Request:
         if num_bits in (6, 7) and not (self.node.op == "Conv" and spatial_axes(self.node) == 2):
             self._cannot(f"quant_bits: {num_bits}", "its weights have 8 bits")
             num_bits = 8
+        if num_bits == 4 and (reason := self._why_not_4_bits()):
+            self._cannot("quant_bits: 4", f"{reason}, so its weights have 8 bits")
+            num_bits = 8
         return replace(weight, channel_wise=channel_wise, num_bits=num_bits)
 
+    def _why_not_4_bits(self) -> str | None:
+        if self.block.activation.num_bits == 16 and why_not_16_bits(self.node) is None:
+            return "its activations have 16"
+        return why_not_4_bits(self.node)
+
     def _can_round(self) -> bool:
-        return self.node.op in ("Gemm", "MatMul") or (
-            self.node.op in ("Conv", "ConvTranspose") and spatial_axes(self.node) == 2
+        return (has_weight(self.node) and self.node.op in ("Conv", "Gemm", "MatMul")) or (
+            self.node.op == "ConvTranspose" and spatial_axes(self.node) == 2
         )
 
     def _can_be_non_uniform(self) -> bool:
@@ -265,7 +312,7 @@ class _Request:
         return asked.nuq if self.node.name in self.wishes.compressible and self._can_be_non_uniform() else None
 
     def _balancer(self) -> Dmq | None:
-        if self.block.balancer is not None and self.node.op == "AveragePool":
+        if self.block.balancer is not None and not has_weight(self.node):
             self._cannot("dmq_balancer", "it has no weight to balance with")
             return None
         return self.block.balancer
@@ -277,13 +324,17 @@ def why_not_layer(node: Node, types: dict[str, TensorType]) -> str | None:
 
 
 def _why_not_type(node: Node, types: dict[str, TensorType]) -> str | None:
-    """Layers without weights tell their element type by their input only."""
-    if node.op != "AveragePool" or node.inputs[0].name not in types:
+    """Layers without weights tell element type and rank by their inputs only."""
+    if has_weight(node):
         return None
-    found = types[node.inputs[0].name].elem_type
-    if found in (TensorProto.FLOAT, TensorProto.UNDEFINED):
-        return None
-    return f"its input is {TensorProto.DataType.Name(found).lower()}; only float32 pooling is quantized"
+    for known in [types[tensor.name] for tensor in node.inputs if tensor.name in types]:
+        if known.elem_type not in (TensorProto.FLOAT, TensorProto.UNDEFINED):
+            only = "pooling is" if node.op == "AveragePool" else "products of two activations are"
+            found = TensorProto.DataType.Name(known.elem_type).lower()
+            return f"its input is {found}; only float32 {only} quantized"
+        if is_product(node) and known.shape is not None and len(known.shape) < 2:
+            return "one of its inputs has less than 2 axes; Ascend multiplies matrices"
+    return None
 
 
 def _why_disabled(node: Node, config: QuantConfig) -> str | None:
@@ -305,23 +356,10 @@ def _disabled_by_list(config: QuantConfig) -> set[str]:
     return off
 
 
-def _refuse_unavailable(config: QuantConfig) -> None:
-    wishes = ["joint_quant"] if config.joint_quant else []
-    wishes += [f"tensor_quantize (input {t.input_index} of {t.layer_name!r})" for t in config.tensor_quantize]
-    for wish in wishes:
-        raise NotAvailableError(f"{wish} is not available yet; remove it from the configuration")
-
-
 def _check_available(layer: LayerPlan) -> None:
-    missing = {
-        "ada_quantize": isinstance(layer.weight, AdaRound),
-        f"{layer.activation.num_bits}-bit activations": layer.activation.num_bits != 8,
-        "4-bit weights": isinstance(layer.weight, Arq) and layer.weight.num_bits == 4,
-    }
-    with located(f"layer {layer.name!r}"):
-        for name, asked in missing.items():
-            if asked:
-                raise NotAvailableError(f"{name} is not available yet; remove it from the configuration")
+    if layer.activation.num_bits == 4:
+        with located(f"layer {layer.name!r}"):
+            raise NotAvailableError("4-bit activations are not available yet; remove them from the configuration")
 
 
 def _check_names(state: QuantState, config: QuantConfig) -> None:
@@ -333,6 +371,7 @@ def _check_names(state: QuantState, config: QuantConfig) -> None:
         ("skip_fusion_layers", config.skip_fusion_layers),
         ("override_layer_configs", config.override_layer_configs),
         ("only_layers", config.only_layers or ()),
+        ("tensor_quantize", [tensor.layer_name for tensor in config.tensor_quantize]),
     ):
         _check_known(field, names, known)
 

@@ -82,13 +82,15 @@ def final_plan(state: QuantState) -> QuantPlan:
             notes[name] = (*notes.get(name, ()), remark)
         elif name not in state.gone:
             skipped[name] = remark
-    if all(name in state.left_float for name in plan.layers):
+    if not state.layers() and not state.tensors():
         listed = "; ".join(f"{name!r}: {reason}" for name, reason in list(state.left_float.items())[:5])
         raise ModelError(f"no layer is left to quantize: {listed}")
     for name, reason in state.left_float.items():
         _log.warning("layer %r stays float: %s", name, reason)
     layers = {name: layer for name, layer in plan.layers.items() if name not in state.left_float}
-    return replace(plan, layers=layers, folded={**plan.folded, **state.folded}, skipped=skipped, notes=notes)
+    folded = {**plan.folded, **state.folded}
+    tensors = tuple(state.tensors())
+    return replace(plan, layers=layers, tensors=tensors, folded=folded, skipped=skipped, notes=notes)
 
 
 def require_same(state: QuantState, expected: Mapping[str, Array], feed: Feed) -> None:

@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 
 class Progress:
-    """Reports phases, and within a phase how many batches are through.
+    """Reports phases, and within a phase how many batches, or other parts, are through.
 
     bar: draw a bar on standard error; None does so where that is a terminal.
     """
@@ -30,11 +30,11 @@ class Progress:
         yield
         _log.info("%s: %.1f s", name, time.perf_counter() - started)
 
-    def track(self, batches: Iterable[T], name: str, total: int | None, unit: str = "batches") -> Iterator[T]:
-        """Hand the batches on, or what `unit` calls them, and report each that is through."""
-        return self._draw(batches, name, total, unit) if self._bar else self._say(batches, name, total, unit)
+    def track(self, parts: Iterable[T], name: str, total: int | None, unit: str = "batches") -> Iterator[T]:
+        """Hand the parts on, batches or what else `unit` says, and report each that is through."""
+        return (self._draw if self._bar else self._say)(parts, name, total, unit)
 
-    def _draw(self, batches: Iterable[T], name: str, total: int | None, unit: str) -> Iterator[T]:
+    def _draw(self, parts: Iterable[T], name: str, total: int | None, unit: str) -> Iterator[T]:
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
         from rich.progress import Progress as Bar
@@ -49,17 +49,17 @@ class Progress:
         started = time.perf_counter()
         with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
             task = bar.add_task(name, total=total, rate="")
-            for done, batch in enumerate(batches, 1):
-                yield batch
+            for done, part in enumerate(parts, 1):
+                yield part
                 rate = done / max(time.perf_counter() - started, 1e-9)
                 bar.update(task, advance=1, rate=f"{rate:.1f} {unit}/s")
 
-    def _say(self, batches: Iterable[T], name: str, total: int | None, unit: str) -> Iterator[T]:
+    def _say(self, parts: Iterable[T], name: str, total: int | None, unit: str) -> Iterator[T]:
         """A line every ten seconds, and one at the end."""
         started = said = time.perf_counter()
         done = 0
-        for done, batch in enumerate(batches, 1):
-            yield batch
+        for done, part in enumerate(parts, 1):
+            yield part
             now = time.perf_counter()
             if now - said >= 10:
                 said = now

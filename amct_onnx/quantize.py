@@ -8,14 +8,13 @@ from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from typing import Any
 
-import onnx
-
 from amct_onnx.config import QuantConfig, with_options
 from amct_onnx.data import CalibrationSource, Feed, Feeds, input_specs
 from amct_onnx.errors import ConfigError
 from amct_onnx.formats.amct_json import format_json
 from amct_onnx.formats.config_source import load_config
-from amct_onnx.formats.model_file import read_model
+from amct_onnx.formats.model_file import ModelSource, read_model
+from amct_onnx.kernels.adaround import AdaRound
 from amct_onnx.kernels.checks import require_int
 from amct_onnx.passes.calibration import CalibrationRun
 from amct_onnx.passes.graph import Array
@@ -31,7 +30,7 @@ from amct_onnx.results import FILES, QDQ_FILE, QuantizeResult, Target, finish, j
 
 
 def quantize_onnx(
-    model: str | os.PathLike[str] | onnx.ModelProto,
+    model: ModelSource,
     cfg: str | os.PathLike[str] | Mapping[str, Any] | QuantConfig | None = None,
     *,
     calibration: CalibrationSource | None = None,
@@ -46,7 +45,7 @@ def quantize_onnx(
     """Quantize a float ONNX model after training.
 
     Args:
-        model: an .onnx file, or a model in memory, which stays untouched.
+        model: an .onnx file, a Caffe model as (prototxt, caffemodel), or a model in memory, which stays untouched.
         cfg: a .cfg or JSON file of AMCT, a dict in the shape of either, a QuantConfig, or None for the engine's own
             preset.
         calibration: representative inputs; `amct_onnx.data` lists the forms that are taken.
@@ -120,11 +119,20 @@ def calibrated(
         format_json(config, json_layers(state.plan))  # a layer that cannot be written down is found out now
         run_passes(FUSE, state)
     feeds = Feeds(calibration, input_specs(source.proto), state.plan.batch_num)
+    if any(isinstance(layer.weight, AdaRound) for layer in state.plan.layers.values()):
+        feeds.require_again("to learn the rounding of weights (ada_quantize)")
     expected = session.run(feeds.first, "calibration batch 0")
     del session
     require_same(state, expected, feeds.first)
     shown = _Shown(feeds, show)
-    run = CalibrationRun(feeds=shown, first=feeds.first, memory_limit=memory_limit, executor=executor)
+    run = CalibrationRun(
+        feeds=shown,
+        first=feeds.first,
+        silent=feeds,
+        track=show.track,
+        memory_limit=memory_limit,
+        executor=executor,
+    )
     run_passes(calibrate(run), state)
     state = replace(state, plan=final_plan(state))
     return Calibrated(state=state, config=config, feeds=feeds, batch_num=shown.count, expected=expected)

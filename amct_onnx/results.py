@@ -22,7 +22,6 @@ from amct_onnx.formats.record import LayerRecord, format_record
 from amct_onnx.kernels.quant_params import QuantParams
 from amct_onnx.passes.convert_opset import LOWEST_QDQ, with_qdq_opset
 from amct_onnx.passes.graph import Array, Graph
-from amct_onnx.passes.layers import has_weight
 from amct_onnx.passes.manager import run_passes
 from amct_onnx.passes.pipelines import DEPLOY, FAKE_QUANT, QDQ
 from amct_onnx.passes.session import open_session
@@ -54,7 +53,8 @@ class LayerParams:
     """What was found for one layer.
 
     activation: scale and offset of its input, per tensor.
-    weight: scale of its weight, [] or [Cout]; None for a layer without one.
+    weight: scale of its weight, [] or [Cout], or of its second input where that is an activation; None for a layer
+        without either.
     balance: what the weight was multiplied by for each input channel, [Cin]; None where it was not balanced.
     """
 
@@ -71,7 +71,7 @@ class QuantizeResult:
     record, config: paths where `save_path` was given, else the texts. There is a configuration only where the model was
         calibrated; else it is None.
     plan: the final decisions: `layers` are quantized, `skipped` says of every other node why not.
-    params: layer -> scales and offsets.
+    params: layer, or "<node>:<input>" of a tensor quantized by itself -> scales and offsets.
     output_errors: output -> difference between the model that was read and the fake-quant model, on the first batch.
     layer_errors: layer -> the same, where it was asked for.
     qdq_model: as the other models where it was asked for, else None.
@@ -101,7 +101,7 @@ class Target:
 
         Args:
             save_path: what the user gives.
-            sources: what is read, which may be paths, under the word for it.
+            sources: what is read, which may be paths or pairs of them, under the word for it.
             endings: of the files that will be written.
 
         Raises:
@@ -118,7 +118,10 @@ class Target:
             raise OutputError(f"save_path {os.fspath(save_path)!r} holds a null character, which no file name can")
         target = cls(directory=Path(directory or "."), prefix=f"{prefix}_" if prefix else "")
         files = {
-            os.path.realpath(source): word for word, source in sources.items() if isinstance(source, (str, os.PathLike))
+            os.path.realpath(path): word
+            for word, source in sources.items()
+            for path in (source if isinstance(source, tuple) else [source])
+            if isinstance(path, (str, os.PathLike))
         }
         for path in map(target.path, endings):
             if (word := files.get(os.path.realpath(path))) is not None:
@@ -176,14 +179,27 @@ def _rewritten(state: QuantState, passes: tuple[Pass, ...]) -> LightModel:
 
 
 def layer_records(state: QuantState) -> dict[str, LayerRecord]:
-    """What a record says of every planned layer; without the activations where they are unknown."""
-    nodes = {node.name: node for node in state.graph.nodes}
-    return {layer.name: _record(state, layer, has_weight(nodes[layer.name])) for layer in state.layers()}
+    """What a record says of all that is planned, as far as it is known: a tensor without a scale has no entry."""
+    records = {layer.name: _record(state, layer) for layer in state.layers()}
+    for tensor in state.tensors():
+        if tensor.key in state.activations:
+            records[tensor.key] = tensor_record(state.activations[tensor.key])
+    return records
 
 
-def _record(state: QuantState, layer: LayerPlan, weighted: bool) -> LayerRecord:
-    activation = state.activations.get(layer.name)
-    scales = state.weights[layer.name].scale.ravel() if weighted else np.ones(1, np.float32)
+def tensor_record(params: QuantParams) -> LayerRecord:
+    """What a record says of a tensor that is quantized by itself."""
+    return LayerRecord(
+        scale_d=float(params.scale),
+        offset_d=int(params.offset),
+        is_tensor_quantize=True,
+        act_type=f"INT{params.num_bits}",
+    )
+
+
+def _record(state: QuantState, layer: LayerPlan) -> LayerRecord:
+    activation, weight = state.activations.get(layer.name), state.weights.get(layer.name)
+    scales = np.ones(1, np.float32) if weight is None else weight.scale.ravel()
     return LayerRecord(
         scale_d=None if activation is None else float(activation.scale),
         offset_d=None if activation is None else int(activation.offset),
@@ -192,7 +208,8 @@ def _record(state: QuantState, layer: LayerPlan, weighted: bool) -> LayerRecord:
         tensor_balance_factor=tuple(float(f) for f in state.balances.get(layer.name, ())),
         act_type=None if activation is None else f"INT{activation.num_bits}",
         cluster=tuple(int(centre) for centre in state.clusters.get(layer.name, ())),
-        wts_type=f"INT{state.weights[layer.name].num_bits}" if weighted else None,
+        wts_type=None if weight is None else f"INT{weight.num_bits}",
+        fakequant_precision_mode="FORCE_FP16_QUANT" if layer.name in state.plan.cut_scales else None,
     )
 
 
@@ -205,6 +222,7 @@ def json_layers(plan: QuantPlan) -> dict[str, tuple[bool, LayerConfig]]:
 def _config_of(layer: LayerPlan) -> LayerConfig:
     assert not isinstance(layer.activation, QuantParams), "a given scale is no configuration"
     assert not isinstance(layer.weight, QuantParams), "a given scale is no configuration"
+    assert not isinstance(layer.balancer, tuple), "given factors are no configuration"
     return LayerConfig(activation=layer.activation, weight=layer.weight, balancer=layer.balancer)
 
 
@@ -340,6 +358,8 @@ def _result(state: QuantState, found: Comparison, given: Mapping[str, Any]) -> Q
     plan = state.plan
     for name, error in found.outputs.items():
         _log.info("output %r: %.1f dB, cosine %.6f", name, error.sqnr, error.cosine)
+    if plan.tensors:
+        _log.info("%d single tensors quantized", len(plan.tensors))
     _log.info("%d layers quantized, %d nodes left as they are", len(plan.layers), len(plan.skipped))
     deploy, fake_quant, record = (given[ending] for ending in CONVERTED_FILES)
     return QuantizeResult(
@@ -355,7 +375,7 @@ def _result(state: QuantState, found: Comparison, given: Mapping[str, Any]) -> Q
                 weight=state.weights.get(name),
                 balance=state.balances.get(name),
             )
-            for name in plan.layers
+            for name in (*plan.layers, *(tensor.key for tensor in plan.tensors))
         },
         output_errors=found.outputs,
         layer_errors=found.layers,

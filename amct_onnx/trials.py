@@ -23,7 +23,7 @@ from amct_onnx.passes.manager import run_passes
 from amct_onnx.passes.observe import observe
 from amct_onnx.passes.pipelines import FAKE_QUANT
 from amct_onnx.passes.session import Session, open_session
-from amct_onnx.passes.state import QuantState
+from amct_onnx.passes.state import LayerPlan, QuantState
 from amct_onnx.passes.weights import LightModel
 from amct_onnx.quantize import Calibrated
 from amct_onnx.report.compare import RunningError
@@ -85,8 +85,8 @@ class Trials:
         return replace(
             base,
             plan=plan,
-            activations={name: chosen[name].activations[name] for name in layers},
-            weights={name: chosen[name].weights[name] for name in layers if name in base.weights},
+            activations={**base.activations, **{name: wide.activations[name] for name in mix.int16_layers}},
+            weights={**base.weights, **{name: wide.weights[name] for name in mix.int16_layers}},
         )
 
     def int16_layers(self) -> frozenset[str]:
@@ -98,10 +98,13 @@ class Trials:
         if self._widened is None:
             base = self._found.state
             nodes = {node.name: node for node in base.graph.nodes}
-            plans, narrow = {}, dict(base.left_float)
+            plans: dict[str, LayerPlan] = {}
+            narrow = {**base.left_float, **{tensor.key: "it is no layer" for tensor in base.plan.tensors}}
             for layer in base.layers():
                 plans[layer.name] = layer
                 reason = why_not_16_bits(nodes[layer.name])
+                if layer.name in base.rounded:
+                    reason = "its weights are rounded for the scale of 8 bits"
                 if reason or base.weights[layer.name].num_bits != 8 or isinstance(layer.activation, QuantParams):
                     narrow[layer.name] = reason or "only 8-bit weights stand beside 16-bit activations"
                 else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Any
 
@@ -202,3 +203,107 @@ def fewest_loss(counts: dict[int, int], number: int) -> int:
             for end in range(len(values) + 1)
         }
     return best[len(values)]
+
+
+def unpacked(pairs: list[int]) -> list[int]:
+    """Signed bytes as two 4-bit integers each, the one in the low half first."""
+    halves = [half for byte in pairs for half in (byte % 16, byte % 256 // 16)]
+    return [half - 16 if half > 7 else half for half in halves]
+
+
+def packed(levels: list[int]) -> list[int]:
+    """4-bit integers in pairs, the first in the low half of a signed byte."""
+    found = []
+    for low, high in zip(levels[0::2], levels[1::2], strict=True):
+        byte = (low % 16) + 16 * (high % 16)
+        found.append(byte - 256 if byte > 127 else byte)
+    return found
+
+
+def kl_scale(channel: NDArray[Any], *, num_bits: int) -> np.float32:
+    """The scale of one channel: 20 trimmed histograms, each compared with itself merged into groups."""
+    values = np.asarray(channel, F32).ravel()
+    bound = F32(abs(values).max())
+    if bound == 0:
+        return F32(1)
+    counts = [0] * 512
+    for value in values:
+        counts[min(int((value + bound) * F32(512) / (bound + bound)), 511)] += 1
+    divergences = []
+    for trim in range(20):
+        kept = counts[trim : 512 - trim]
+        kept[0] += sum(counts[:trim])
+        kept[-1] += sum(counts[512 - trim :])
+        merged = [0.0] * len(kept)
+        groups = 2**num_bits - 1
+        edges = [math.ceil(group * (len(kept) / groups)) for group in range(groups)] + [len(kept)]
+        for start, end in itertools.pairwise(edges):
+            filled = [k for k in range(start, end) if kept[k]]
+            for k in filled:
+                merged[k] = sum(kept[start:end]) / len(filled)
+        divergences.append(kl_divergence(kept, merged))
+    trim = min(range(20), key=lambda i: divergences[i])
+    return (bound - F32(trim) * ((bound + bound) / F32(512))) / F32(2 ** (num_bits - 1))
+
+
+def kl_divergence(kept: list[int], merged: list[float]) -> float:
+    empty = kept.count(0)
+    more = 1e-4 * empty / (len(kept) - empty)
+    p, q = ([v + more if v else 1e-4 for v in counts] for counts in (kept, merged))
+    return sum(a / sum(p) * math.log((a / sum(p)) / (b / sum(q))) for a, b in zip(p, q, strict=True))
+
+
+def soft_rounding(alpha: float) -> float:
+    return min(max(1.2 / (1 + math.exp(-alpha)) - 0.1, 0.0), 1.0)
+
+
+def adaround_loss(alpha: NDArray[Any], layer: Any, activation: Any, reg_param: float, beta: float | None) -> float:
+    """The loss of one group: mean over rows of the squared error of all channels, and the regulariser. alpha [M, K]."""
+    loss = 0.0
+    rows, base, target = (np.asarray(part[0], float) for part in (layer.rows, layer.base, layer.target))
+    for m, k in np.ndindex(*alpha.shape):
+        if beta is not None:
+            loss += reg_param * (1 - abs(2 * soft_rounding(alpha[m, k]) - 1) ** beta)
+    for r in range(len(rows)):
+        for m in range(len(alpha)):
+            y = base[r, m] + target[r, m]
+            for k in range(alpha.shape[1]):
+                weight, scale = float(layer.weight[0, m, k]), float(layer.scale[0, m, 0])
+                level = math.floor(weight / scale) + soft_rounding(alpha[m, k])
+                y += rows[r, k] * (min(max(level, layer.limits[0]), layer.limits[1]) * scale - weight)
+            loss += (activation(y) - activation(target[r, m])) ** 2 / len(rows)
+    return loss
+
+
+def adaround(layer: Any, parameters: Any, activation: Any) -> list[list[float]]:
+    """The integers of one group."""
+    weight, scale = np.asarray(layer.weight[0], float), np.asarray(layer.scale[0], float)
+    soft = adaround_soft(layer, parameters, activation, step=max(1e-3, 10 / parameters.num_iteration))
+    return np.clip(np.floor(weight / scale) + (soft > 0.5), *layer.limits).tolist()
+
+
+def adaround_soft(layer: Any, parameters: Any, activation: Any, *, step: float) -> NDArray[Any]:
+    """How far each weight of one group goes up: the gradient of the loss by differences, Adam one weight at a time."""
+    weight, scale = np.asarray(layer.weight[0], float), np.asarray(layer.scale[0], float)
+    share = weight / scale - np.floor(weight / scale)
+    alpha = -np.log(1.2 / (share + 0.1) - 1)
+    first, second = np.zeros_like(alpha), np.zeros_like(alpha)
+    for iteration in range(parameters.num_iteration):
+        warm = parameters.warm_start * parameters.num_iteration
+        start, end = parameters.beta_range
+        done = (iteration - warm) / (parameters.num_iteration - warm)
+        beta = None if done < 0 else end + (start - end) / 2 * (1 + math.cos(math.pi * done))
+        slope = np.zeros_like(alpha)
+        for place in np.ndindex(*alpha.shape):
+            if not 0 < soft_rounding(alpha[place]) < 1:
+                continue
+            moved = [alpha.copy(), alpha.copy()]
+            moved[0][place] -= 1e-4
+            moved[1][place] += 1e-4
+            below, above = (adaround_loss(a, layer, activation, parameters.reg_param, beta) for a in moved)
+            slope[place] = (above - below) / 2e-4
+        first = 0.9 * first + 0.1 * slope
+        second = 0.999 * second + 0.001 * slope**2
+        unbiased = first / (1 - 0.9 ** (iteration + 1)), second / (1 - 0.999 ** (iteration + 1))
+        alpha = alpha - step * unbiased[0] / (np.sqrt(unbiased[1]) + 1e-8)
+    return np.vectorize(soft_rounding)(alpha)

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import onnx
-from naive import truncate_to_s19
+from naive import truncate_to_s19, unpacked
 from onnx import helper, numpy_helper
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -156,6 +156,7 @@ class _Run:
     # Layers
 
     def Conv(self, node, a, x, w, b=None):
+        w = whole(w, 1, x.q.shape[1], a.get("group", 1)) if isinstance(x, Q) else w
         if not isinstance(x, Q):
             exact = conv(x.astype(np.float64), w.astype(np.float64), a, 0, conv_pads(x, w, a))
             return (exact + b.reshape(1, -1, *[1] * (w.ndim - 2))).astype(F32)
@@ -165,15 +166,22 @@ class _Run:
         return Acc(saturated(raw + bias.reshape(1, -1, *[1] * (w.ndim - 2))), 1)
 
     def ConvTranspose(self, node, a, x, w, b=None):
+        w = whole(w, 0, x.q.shape[1], a.get("group", 1))
         acc = conv_transpose(x.q - x.offset, w.astype(np.int64), a)
         bias = np.zeros(acc.shape[1], np.int64) if b is None else b.astype(np.int64)
         return Acc(saturated(acc + bias.reshape(1, -1, *[1] * (w.ndim - 2))), 1)
 
     def Gemm(self, node, a, x, w, b=None):
+        w = whole(w, 0, x.q.shape[-1])
         raw = x.q @ w.astype(np.int64) - x.offset * w.astype(np.int64).sum(0)
         return Acc(saturated(raw + (0 if b is None else b.astype(np.int64))), -1)
 
     def MatMul(self, node, a, x, w):
+        if isinstance(w, Q):
+            return Acc(saturated((x.q - x.offset) @ (w.q - w.offset)), -1)
+        if not isinstance(x, Q):
+            return (x.astype(np.float64) @ w).astype(F32)
+        w = whole(w, 0, x.q.shape[-1])
         return Acc(saturated(x.q @ w.astype(np.int64) - x.offset * w.astype(np.int64).sum(0)), -1)
 
     def AveragePool(self, node, a, x):
@@ -253,6 +261,9 @@ class _Run:
 
         return self.apply(x, move)
 
+    def Mul(self, node, a, x, y):
+        return x * y
+
     def Relu(self, node, a, x):
         return x if node.name in self.skipped else np.maximum(x, x.dtype.type(0))
 
@@ -264,6 +275,15 @@ class _Run:
 
 
 # Arithmetic
+
+
+def whole(w, axis, channels, group=1):
+    """A weight with one value in each byte: those of 4 bits have half of the channels."""
+    if group != 1 or 2 * w.shape[axis] != channels:
+        return w
+    rows = np.moveaxis(w, axis, -1)
+    values = [unpacked(row) for row in rows.reshape(-1, rows.shape[-1]).tolist()]
+    return np.moveaxis(np.array(values, np.int8).reshape(*rows.shape[:-1], channels), -1, axis)
 
 
 def attributes(node):

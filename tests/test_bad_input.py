@@ -436,8 +436,8 @@ def request_that_a_layer_cannot_honour(folder):
 
 @case
 def request_that_is_not_available(folder):
-    text = "common_config { arq_quantize { } ifmr_quantize { } } joint_quant: true"
-    return configured(folder, NotAvailableError, ["joint_quant"], text)
+    found = {"conv1": {"quant_enable": True, "activation_quant_params": {"num_bits": 4}}}
+    return configured_by_json(folder, ["'conv1'", "4-bit activations"], found, NotAvailableError)
 
 
 def configured_by_json(folder, parts, found, error=ConfigError):

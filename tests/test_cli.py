@@ -1,7 +1,6 @@
 """The command line: what it takes in AMCT's form and in its own, and what it prints where."""
 
 import json
-import logging
 import os
 import re
 import shutil
@@ -25,16 +24,17 @@ DIGITS = ROOT / "models" / "digits"
 FILES = ("deploy_model.onnx", "fake_quant_model.onnx", "record.txt", "config.json")
 PRINTED = (*FILES, "quant.json")
 LAYERS = ["stem.conv", "depthwise.conv", "pointwise.conv", "down.conv", "pool", "classifier"]
-COMMANDS = ("calibration", "convert", "plan", "compare", "verify", "simulate", "agreement", "completion")
-
-
-@pytest.fixture(autouse=True)
-def log_as_before():
-    """The command line sets up the log of the process; the next test shall not see it."""
-    log = logging.getLogger("amct_onnx")
-    before = log.handlers[:], log.level, log.propagate
-    yield
-    log.handlers[:], log.level, log.propagate = before
+COMMANDS = (
+    "calibration",
+    "convert",
+    "convert-caffe",
+    "plan",
+    "compare",
+    "verify",
+    "simulate",
+    "agreement",
+    "completion",
+)
 
 
 def status(*arguments):
@@ -360,7 +360,7 @@ def test_a_number_of_batches_that_is_no_number_is_wrong_usage(batch_num, capfd):
         (None, ["none.cfg"]),
         ("batch_nums: 1", ["quant.cfg", "'batch_nums'"]),
         ('skip_layers: "stem"', ["'stem'", "'stem.conv'"]),
-        ("joint_quant: true", ["joint_quant", "not available"]),
+        ("common_config { ada_quantize { reg_param: 2 } }", ["ada_quantize", "reg_param"]),
     ],
 )
 def test_plan_names_what_is_wrong_with_the_configuration(tmp_path, content, parts, capfd):

@@ -1,12 +1,12 @@
 """docs/cli.md: its examples run as they stand; and what `--help` and the completion of shells know."""
 
-import logging
 import re
 import shlex
 import shutil
 import subprocess
 from pathlib import Path
 
+import caffe_files
 import numpy as np
 import pytest
 
@@ -18,7 +18,17 @@ from amct_onnx.cli_help import EXAMPLES
 ROOT = Path(amct_onnx.__file__).parents[1]
 PAGE = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
 DIGITS = ROOT / "models" / "digits"
-COMMANDS = ["calibration", "convert", "plan", "compare", "verify", "simulate", "agreement", "completion"]
+COMMANDS = [
+    "calibration",
+    "convert",
+    "convert-caffe",
+    "plan",
+    "compare",
+    "verify",
+    "simulate",
+    "agreement",
+    "completion",
+]
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -30,15 +40,6 @@ def examples(text):
 
 
 BLOCKS = "\n".join(re.findall(r"```bash\n(.*?)```", PAGE, re.S))
-
-
-@pytest.fixture(autouse=True)
-def log_as_before():
-    """The command line sets up the log of the process; the next test shall not see it."""
-    log = logging.getLogger("amct_onnx")
-    before = log.handlers[:], log.level, log.propagate
-    yield
-    log.handlers[:], log.level, log.propagate = before
 
 
 @pytest.fixture
@@ -59,6 +60,8 @@ def folder(tmp_path, monkeypatch):
     made = quantize_onnx(tmp_path / "net.onnx", calibration=images[:8], save_path=tmp_path / "made/net", qdq=True)
     shutil.move(str(made.qdq_model), tmp_path / "qat.onnx")
     shutil.rmtree(tmp_path / "made")
+    layer = caffe_files.layer("InnerProduct", "inner_product_param { num_output: 3 }")
+    caffe_files.written(tmp_path, caffe_files.net({"x": [1, 4]}, layer), {"l": [np.ones((3, 4)), np.ones(3)]})
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -75,7 +78,7 @@ def test_every_example_of_the_page_runs(folder, capsys):
 
 
 def test_every_command_stands_on_the_page_and_has_an_example_in_its_help(capsys):
-    assert re.findall(r"^## (\w+)$", PAGE, re.M) == COMMANDS
+    assert re.findall(r"^## ([\w-]+)$", PAGE, re.M) == COMMANDS
     for command in COMMANDS:
         with pytest.raises(SystemExit):
             main([command, "--help"])
@@ -108,7 +111,7 @@ def test_bash_completes_commands_options_values_and_files(folder, capsys):
     assert completed(script, ["amct_onnx", "ca"]) == ["calibration"]
     assert completed(script, ["amct_onnx", "calibration", "--data_"]) == ["--data_dir", "--data_types"]
     assert completed(script, ["amct_onnx", "calibration", "--format", ""]) == ["qdq"]
-    assert completed(script, ["amct_onnx", "calibration", "--model", "ne"]) == ["net.onnx"]
+    assert completed(script, ["amct_onnx", "calibration", "--model", "net.o"]) == ["net.onnx"]
     assert completed(script, ["amct_onnx", "completion", ""]) == ["bash", "zsh", "fish"]
 
 

@@ -58,6 +58,24 @@ def test_examples_of_users_without_widths(path):
     assert config.override_layer_configs["conv1"] == LayerConfig(activation=activation, weight=Arq(channel_wise=True))
 
 
+def test_keys_of_old_files_for_caffe_are_passed_over_with_a_note(caplog):
+    layer = {"quant_enable": True, "update_bn": True}
+    config = parse({"update_bn": False, "bn_update_config": {"batch_num": 8}, "joint_quant": False, "conv1": layer})
+    assert config == parse({"conv1": {"quant_enable": True}})
+    notes = [record.getMessage() for record in caplog.records]
+    assert [note.split(" is not used")[0].split(": ")[-1] for note in notes] == [
+        "update_bn",
+        "bn_update_config",
+        "update_bn",
+    ]
+    assert "layer 'conv1'" in notes[2]
+
+
+def test_a_layer_may_be_called_as_an_old_key(caplog):
+    assert parse({"update_bn": {"quant_enable": True}}).only_layers == ("update_bn",)
+    assert not caplog.records
+
+
 def test_defaults_of_the_settings():
     assert parse({}) == QuantConfig(batch_num=1, balance_batches=1, only_layers=())
 

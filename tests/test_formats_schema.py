@@ -16,13 +16,14 @@ from amct_onnx.kernels.nuq import Nuq
 
 CALIBRATION = load_schema("calibration_config_onnx")
 RECORD = load_schema("scale_offset_record_onnx")
+CAFFE = load_schema("caffe")
 
 
 def default(message: str, field: str) -> str | None:
     return CALIBRATION.messages[message][field].default
 
 
-@pytest.mark.parametrize("schema", [CALIBRATION, RECORD])
+@pytest.mark.parametrize("schema", [CALIBRATION, RECORD, CAFFE])
 def test_every_message_has_a_class_that_reads_text(schema):
     for name, fields in schema.messages.items():
         message = schema.classes[name]()
@@ -32,7 +33,7 @@ def test_every_message_has_a_class_that_reads_text(schema):
 
 
 def test_numbers_are_distinct_within_each_message():
-    for schema in (CALIBRATION, RECORD):
+    for schema in (CALIBRATION, RECORD, CAFFE):
         for fields in schema.messages.values():
             assert len({field.number for field in fields.values()}) == len(fields)
 
@@ -93,11 +94,14 @@ def test_the_reader_knows_labels_oneofs_options_and_comments():
           oneof choice { int32 one = 3; N other = 4; }
           optional bool old = 5 [deprecated = true];
           optional Kind kind = 6 [default = B];
+          enum Inner { A = 7; C = 8; }
+          optional Inner inner = 7 [default = C];
+          optional double wide = 8;
         }
         message N { }
         """
     )
-    assert schema.enums == {"Kind": {"A": 0, "B": -1}}
+    assert schema.enums == {"Kind": {"A": 0, "B": -1}, "Inner": {"A": 7, "C": 8}}
     fields = schema.messages["M"]
     assert fields["name"] == Field(name="name", number=1, label="required", type="string")
     assert fields["kinds"].label == "repeated"
@@ -110,6 +114,9 @@ def test_the_reader_knows_labels_oneofs_options_and_comments():
     text_format.Merge('name: "x" kinds: [A, B] one: 1 other { }', message)
     assert message.WhichOneof("choice") == "other"
     assert message.kind == -1
+    assert message.inner == 8
+    text_format.Merge("inner: A wide: 0.1", message)
+    assert (message.inner, message.wide) == (7, 0.1)
 
 
 @pytest.mark.parametrize(

@@ -317,3 +317,12 @@ def test_a_later_reason_to_stay_float_leaves_the_numbers_alone():
     result = quantize_onnx(source, calibration=feeds, common_config=LayerConfig(balancer=Dmq(), activation=Ifmr()))
     assert "bias leaves int32" in result.plan.skipped["big"]
     assert_close(run(result.fake_quant_model, feeds[0])["y"], run(source, feeds[0])["y"], rtol=0.02)
+
+
+def test_a_float16_network_is_balanced_and_checked():
+    weights = {"w": normal(5, 4, 3, 3).astype(np.float16)}
+    source = graph("[layer] y = Conv(x, w)", weights, "float16[2, 4, 6, 6] x", "float16 y")
+    feeds = [{"x": normal(2, 4, 6, 6).astype(np.float16)}]
+    result = quantize_onnx(source, calibration=feeds, common_config=DMQ)
+    assert initializers(result.deploy_model)["layer.tensor_balance_factor"].dtype == np.float16
+    assert result.params["layer"].balance is not None

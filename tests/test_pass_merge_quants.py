@@ -8,11 +8,11 @@ from graphs import assert_same_numbers, calibrated, initializers, model, nodes_a
 
 from amct_onnx.passes.lower_ascend import LOWER_ASCEND
 from amct_onnx.passes.manager import run_passes
-from amct_onnx.passes.pipelines import DEPLOY
+from amct_onnx.passes.pipelines import INTEGER
 from amct_onnx.passes.state import QuantState
 
 RNG = np.random.default_rng(7)
-INSERTED, MERGE = DEPLOY[:-1], DEPLOY[-1:]
+INSERTED, MERGE = INTEGER[:-1], INTEGER[-1:]
 
 
 def normal(*shape):
@@ -71,7 +71,7 @@ def test_many_layers_over_one_tensor_share_one():
         {f"w{i}": normal(4, 4) for i in range(5)},
     )
     state = calibrated(source, {name: (0.5, 0) if i != 3 else (0.5, 1) for i, name in enumerate(names)})
-    run_passes(DEPLOY, state)
+    run_passes(INTEGER, state)
     quants = {
         node.name: [user.name for user in node.outputs[0].outputs]
         for node in state.graph.nodes

@@ -295,10 +295,18 @@ def test_a_product_has_one_scale_for_its_weight():
     assert reading.weights["fc"].scale.shape == ()
 
 
-def test_16_bits_and_scales_per_channel_of_activations_are_said():
-    text, weights = gemm(z=np.int16(0))
+@pytest.mark.parametrize(("zero", "offset"), [(np.int16(-300), -300), (np.uint16(300), 300 - 32768)])
+def test_16_bits_are_read(zero, offset):
+    text, weights = gemm(z=zero)
     reading, _ = read(text, weights, opset=21)
-    assert reading.reasons == {"fc": "its input is quantized to int16; int8 and uint8 are taken"}
+    found = reading.activations["fc"]
+    assert (found.num_bits, int(found.offset)) == (16, offset)
+
+
+def test_32_bits_and_scales_per_channel_of_activations_are_said():
+    text, weights = gemm(z=np.int32(0))
+    reading, _ = read(text, weights)
+    assert reading.reasons == {"fc": "its input is quantized to int32; integers of 8 and 16 bits are taken"}
     text, weights = gemm(s=np.full(4, 0.1, F) * [1, 2, 3, 4], z=np.zeros(4, S))
     reading, left = read(text, weights | {"s": np.array([1, 2, 3, 4], F)})
     assert reading.reasons == {"fc": "its input has a scale for each channel; Ascend takes one"}

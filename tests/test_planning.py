@@ -20,7 +20,6 @@ from amct_onnx import (
     ModelError,
     NotAvailableError,
     QuantConfig,
-    TensorConfig,
     quantize_onnx,
 )
 from amct_onnx import prepare as preparing
@@ -229,8 +228,6 @@ IMPOSSIBLE = [
     pytest.param({"weight": Arq(num_bits=7)}, "conv3d", "Conv3d", "quant_bits: 7", id="7 bits of a block"),
     pytest.param({"weight": Arq(num_bits=7)}, "up2d", "ConvTranspose2d", "quant_bits: 7", id="7 bits of transposed"),
     pytest.param({"weight": Arq(num_bits=6)}, "gemm", "Gemm", "quant_bits: 6", id="6 bits of Gemm"),
-    pytest.param({"weight": AdaRound()}, "conv1d", "Conv1d", "ada_quantize", id="rounding of a line"),
-    pytest.param({"weight": AdaRound()}, "conv3d", "Conv3d", "ada_quantize", id="rounding of a block"),
     pytest.param({"weight": AdaRound()}, "up1d", "ConvTranspose1d", "ada_quantize", id="rounding of transposed"),
     pytest.param({"activation": Ifmr(num_bits=16)}, "matmul", "MatMul", "INT16", id="16 bits of MatMul"),
     pytest.param({"activation": Hfmg(num_bits=16)}, "pool", "AveragePool", "INT16", id="16 bits of a pooling"),
@@ -460,9 +457,6 @@ def test_a_full_configuration_is_checked_by_layer_as_an_override_is(every_kind):
 # What is not there yet
 
 WISHES = [
-    pytest.param({"weight": AdaRound()}, "ada_quantize", id="rounding"),
-    pytest.param({"weight": Arq(num_bits=4)}, "4-bit weights", id="4-bit weights"),
-    pytest.param({"activation": Ifmr(num_bits=16)}, "16-bit activations", id="16-bit activations"),
     pytest.param({"activation": Ifmr(num_bits=4)}, "4-bit activations", id="4-bit activations"),
 ]
 
@@ -484,20 +478,6 @@ def test_a_wish_of_the_future_names_layer_and_field(small, block, what):
 def test_a_wish_of_the_future_does_no_harm_where_the_layer_is_skipped(small, block, what):
     plan = planned(small, override_layer_configs={"conv2": LayerConfig(**block)}, skip_layers=["conv2"])
     assert list(plan.layers) == ["conv1", "head"]
-
-
-@pytest.mark.parametrize(
-    ("fields", "parts"),
-    [
-        ({"joint_quant": True}, ["joint_quant"]),
-        ({"tensor_quantize": [TensorConfig(layer_name="conv2", input_index=0)]}, ["tensor_quantize", "'conv2'"]),
-    ],
-    ids=["joint_quant", "tensor_quantize"],
-)
-def test_a_wish_for_the_whole_model_names_the_field(small, fields, parts):
-    message = refusal(small, NotAvailableError, **fields)
-    for part in (*parts, "not available"):
-        assert part in message
 
 
 # Nothing to quantize

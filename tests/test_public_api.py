@@ -28,7 +28,7 @@ NAMES = [
     ),
     *("NotAvailableError", "Nuq", "NuqConfig", "OutputError", "PassError", "QuantConfig", "QuantizeResult"),
     *("RecordError", "SimulatedSession", "TensorConfig", "VerifyReport", "compare_models", "convert_model"),
-    *("import_qdq", "quantize_onnx"),
+    *("import_caffe", "import_qdq", "quantize_onnx"),
     "verify_deploy_model",
     # AMCT's own, step by step
     *("calibration_session", "convert_qat_model", "create_quant_config", "quantize_model", "quantize_preprocess"),

@@ -58,9 +58,10 @@ def test_it_is_made_only_where_asked_for(digits, tmp_path):
 def test_it_is_written_beside_the_others(digits, tmp_path, capfd):
     arguments = ["calibration", "-q", "--model", DIGITS / "digits.onnx", "--data", DIGITS / "calibration.npz"]
     assert main([str(a) for a in (*arguments, "--save_path", tmp_path / "out" / "net", "--format", "qdq")]) == 0
-    assert sorted(os.listdir(tmp_path / "out")) == sorted(f"net_{name}" for name in FILES)
+    written = (*FILES, "quant.json")
+    assert sorted(os.listdir(tmp_path / "out")) == sorted(f"net_{name}" for name in written)
     assert onnx.load(tmp_path / "out" / "net_qdq_model.onnx") == digits.qdq_model
-    assert capfd.readouterr().out.splitlines()[-5:] == [str(tmp_path / "out" / f"net_{name}") for name in FILES]
+    assert capfd.readouterr().out.splitlines()[-6:] == [str(tmp_path / "out" / f"net_{name}") for name in written]
 
 
 def test_digits_are_told_apart_as_by_the_fake_quant_model(digits):
@@ -131,8 +132,8 @@ def test_the_command_line_does_the_same(digits, tmp_path, capfd):
     onnx.save(digits.qdq_model, tmp_path / "qdq.onnx")
     arguments = ["convert", "-q", "--model", tmp_path / "qdq.onnx", "--save_path", tmp_path / "out" / "net"]
     assert main([str(a) for a in (*arguments, "--data", DIGITS / "calibration.npz")]) == 0
-    names = ("deploy_model.onnx", "fake_quant_model.onnx", "record.txt")
-    assert capfd.readouterr().out.splitlines()[-3:] == [str(tmp_path / "out" / f"net_{name}") for name in names]
+    names = ("deploy_model.onnx", "fake_quant_model.onnx", "record.txt", "quant.json")
+    assert capfd.readouterr().out.splitlines()[-4:] == [str(tmp_path / "out" / f"net_{name}") for name in names]
     assert (tmp_path / "out" / "net_record.txt").read_text() == digits.record
     assert main([str(a) for a in (*arguments, "--wide_fusion")]) == 1
     assert "--wide_fusion goes with --record" in capfd.readouterr().err
@@ -220,9 +221,17 @@ def test_what_the_chip_has_not_stays_float_with_a_reason(tmp_path):
     assert result.plan.skipped["head"] == "its weight has a scale for each channel; Ascend takes one for Gemm"
     assert "head" in {node.name for node in result.deploy_model.graph.node}
     assert min(error.sqnr for error in result.output_errors.values()) > 30
+
+
+def test_16_bits_come_in_where_the_chip_takes_them(tmp_path):
     path, feeds = of_onnxruntime("base", tmp_path, activation_type=INT16, weight_type=INT8)
-    with pytest.raises(ModelError, match=r"no layer is left to quantize: 'conv1': its input is quantized to int16"):
-        import_qdq(path, data=feeds)
+    result = import_qdq(path, data=feeds)
+    assert {name: result.params[name].activation.num_bits for name in result.plan.layers} == {
+        "conv1": 16,
+        "conv2": 16,
+        "head": 16,
+    }
+    assert min(error.sqnr for error in result.output_errors.values()) > 60
 
 
 def test_pairs_that_no_layer_uses_are_told_of(tmp_path):

@@ -96,9 +96,9 @@ NOT_YET = {
         "BasicLSTMInplaceFillWindowCache 'lstm'",
     ),
     "requant": (lambda m: add_node(m, "AscendRequant", "requant", ["x"]), "AscendRequant 'requant'"),
-    "two activations": (
+    "two activations with offsets": (
         lambda m: node(m, "proj").input.__setitem__(1, "fc.quant.output"),
-        "MatMul 'proj' of two quantized activations",
+        "MatMul 'proj' of two activations is simulated where both have the offset 0",
     ),
 }
 

@@ -95,7 +95,8 @@ def test_steps_in_processes_of_their_own_give_the_same(tmp_path):
     script = (
         "import sys; from pathlib import Path\n"
         "from stepwise_flow import LOOPS, Files, feeds_of, in_own_process, steps\n"
-        "import os, amct_onnx.quantize, amct_onnx.stepwise.save, amct_onnx.stepwise.session\n"
+        "import os, amct_onnx.stepwise.custom_ops, amct_onnx.stepwise.save, amct_onnx.stepwise.create_config\n"
+        "amct_onnx.kernels.ifmr.warm_up()\n"
         "case = Path(sys.argv[1]); files = Files(sys.argv[2], case / 'model.onnx')\n"
         "for step in steps(files, feeds_of(case), LOOPS['AMCT_SO'], cfg=case / 'quant.cfg', dmq=True):\n"
         "    assert os.waitpid(in_own_process(step), 0)[1] == 0\n"

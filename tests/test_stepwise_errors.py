@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import caffe_files
 import numpy as np
 import onnx
 import pytest
@@ -96,17 +97,21 @@ def test_values_that_are_not_allowed_are_value_errors(files, options, message):
         amct.create_quant_config(**{"config_file": files.config, "model_file": files.model, **options})
 
 
-def test_caffe_models_are_said_to_be_missing(files):
-    message = r"net\.prototxt: Caffe models .* are not available yet"
-    with pytest.raises(amct.NotAvailableError, match=message):
-        amct.create_quant_config(
-            config_file=files.config,
-            model_file="net.prototxt",
-            weights_file="net.caffemodel",
-            skip_layers=None,
-            batch_num=1,
-            activation_offset=True,
-        )
+def test_caffe_models_are_given_as_amcts_caffe_form_does(files):
+    layer = caffe_files.layer("InnerProduct", "inner_product_param { num_output: 3 }")
+    text = caffe_files.net({"x": [1, 4]}, layer)
+    prototxt, weights = caffe_files.written(files.folder, text, {"l": [np.ones((3, 4)), np.ones(3)]})
+    amct.create_quant_config(
+        config_file=files.config,
+        model_file=str(prototxt),
+        weights_file=str(weights),
+        skip_layers=None,
+        batch_num=1,
+        activation_offset=True,
+    )
+    assert json.loads(Path(files.config).read_text())["l"]["quant_enable"] is True
+    with pytest.raises(amct.ModelError, match="half a Caffe model; give both files"):
+        amct.create_quant_config(files.config, str(prototxt))
 
 
 def test_a_missing_model_is_named(files):

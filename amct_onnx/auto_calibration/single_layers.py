@@ -8,8 +8,8 @@ import onnx
 
 from amct_onnx.data import Feed
 from amct_onnx.passes.graph import Array
-from amct_onnx.passes.observe import calibration_model
 from amct_onnx.passes.protos import copy_fields
+from amct_onnx.passes.quantize_weights import with_fake_weights
 from amct_onnx.passes.session import Session, open_session
 from amct_onnx.passes.state import QuantState
 from amct_onnx.passes.weights import LightModel
@@ -32,7 +32,7 @@ def layer_pairs(state: QuantState, fake_quant: LightModel, feeds: Iterable[Feed]
     """
     plain, twins = state.graph.to_light(), layer_twins(state.graph.to_light().proto, fake_quant.proto)
     inputs = {node.name: node.inputs[0].name for node in state.graph.nodes if node.name in twins}
-    observed = open_session(exposing(calibration_model(state), inputs.values()), "the calibration model")
+    observed = open_session(exposing(with_fake_weights(state).to_light(), inputs.values()), "the calibration model")
     sessions: dict[str, tuple[Session, Session]] = {}
     for index, feed in enumerate(feeds):
         values = {**feed, **observed.run(feed, f"batch {index}")}

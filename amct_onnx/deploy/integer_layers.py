@@ -79,6 +79,25 @@ def matmul(edits: Edits, node: Node, known: Integers) -> Sums:
     return sums
 
 
+def product(edits: Edits, node: Node, known: Integers, second: Integers) -> Sums:
+    """MatMul of two activations, by MatMulInteger. Sums of less than 2^17 products do not leave int32.
+
+    Raises:
+        NotAvailableError: one of them has an offset; how the compiler would take it off is not known.
+    """
+    if known.offset or second.offset:
+        raise NotAvailableError(f"{label_of(node)} of two activations is simulated where both have the offset 0")
+    operands = [
+        edits.before(node, tensor).add("Add", np.float32(128)).cast(TensorProto.UINT8).value for tensor in node.inputs
+    ]
+    operands += [edits.constant(f"{node.name}.zero", np.asarray(128, np.uint8)) for _ in range(2)]
+    for index, tensor in enumerate(operands):
+        set_input(node, index, tensor)
+    node.op = "MatMulInteger"
+    node.outputs[0].dtype = node.outputs[0].shape = None
+    return Sums(channel_axis=None, largest=LARGEST, is_half=known.is_half)
+
+
 def average_pool(edits: Edits, node: Node, known: Integers) -> Sums:
     """The mean of the window, of integers that are added up exactly and divided once; stays float32."""
     kernel = node.attrs.get("kernel_shape")

@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from onnx import TensorProto
 
 from amct_onnx.deploy.flow import POOLS, WINDOW_CACHE, Layer
-from amct_onnx.deploy.quant_rules import width
 from amct_onnx.deploy.rule import Gap, Problem, Rule, Subject
 from amct_onnx.deploy.tensors import dims_of, is_int4, type_name
 from amct_onnx.deploy.view import Node, Value, shown
+from amct_onnx.deploy.widths import given_channels, input_channels, is_4_bit, is_packed, width
 
 _RANKS = {"Conv": (3, 4, 5), "ConvTranspose": (3, 4, 5), "Gemm": (2,)}
 _TRANSPOSES = ("Identity", "Transpose")
@@ -70,7 +70,7 @@ def _biases(subject: Subject) -> Iterator[Problem]:
         bias = layer.bias()
         if bias is None:
             continue
-        kind, dims = _bias_form(layer, bias)
+        kind, dims = _bias_form(subject, layer, bias)
         if kind is None:
             yield Problem(layer.node.label, f"bias {shown(bias.name)!r} is computed", "an INT32 initializer, or none")
             continue
@@ -85,10 +85,10 @@ def _biases(subject: Subject) -> Iterator[Problem]:
             yield Problem(node.label, "a bias that is no INT32 constant", "an INT32 initializer, or none")
 
 
-def _bias_form(layer: Layer, bias: Value) -> tuple[int | None, tuple[int, ...]]:
+def _bias_form(subject: Subject, layer: Layer, bias: Value) -> tuple[int | None, tuple[int, ...]]:
     """Element type and shape of a constant bias; of 4-bit layers also behind a Cast."""
     source: Value | None = bias
-    if bias.tensor is None and bias.producer is not None and bias.producer.op == "Cast" and _is_4_bit(layer):
+    if bias.tensor is None and bias.producer is not None and bias.producer.op == "Cast" and is_4_bit(subject, layer):
         source = bias.producer.input(0)
     if source is None or source.tensor is None:
         return None, ()
@@ -210,8 +210,7 @@ def _pooled_width(node: Node, width: int, kernel: int) -> int | None:
 
 def _few_channels(subject: Subject) -> Iterator[Problem]:
     for layer in _layers(subject, "Conv"):
-        channels = layer.input_channels
-        channels = None if channels is None else channels * (2 if _is_packed(layer) else 1)
+        channels = input_channels(subject, layer)
         if channels is not None and channels <= _FEW_CHANNELS:
             expected = f"more than {_FEW_CHANNELS}; on 310, 310P and 910 ATC computes the layer in fp16 instead"
             yield Problem(layer.node.label, f"{channels} input channels", expected)
@@ -227,48 +226,28 @@ def _groups(subject: Subject) -> Iterator[Problem]:
             what = "output" if node.op == "Conv" else "input"
             yield Problem(node.label, f"{dims[0]} {what} channels in {written} groups", "as many in each group")
         else:
-            yield from _missing_channels(layer)
+            yield from _missing_channels(subject, layer)
 
 
-def _missing_channels(layer: Layer) -> Iterator[Problem]:
+def _missing_channels(subject: Subject, layer: Layer) -> Iterator[Problem]:
     """Whether the weight has every input channel, where the file says how many there are."""
-    source = layer.quants[0].input(0) if len(layer.quants) == 1 else None
-    shape = None if source is None else source.shape
-    channels = layer.input_channels
-    if layer.node.input(0) is not layer.quants[0].output() if layer.quants else True:
+    given, channels = given_channels(layer), layer.input_channels
+    if given is None or channels is None or is_packed(subject, layer):
         return
-    if shape is None or len(shape) < 2 or shape[1] is None or channels is None or _is_packed(layer):
-        return
-    if shape[1] != channels:
-        yield Problem(layer.node.label, f"weights for {channels} of {shape[1]} input channels", "weights for all")
-
-
-def _is_4_bit(layer: Layer) -> bool:
-    declared = layer.weight is not None and layer.weight.tensor is not None and is_int4(layer.weight.tensor)
-    return declared or any(width(quant) == 4 for quant in layer.quants)
-
-
-def _is_packed(layer: Layer) -> bool:
-    """Whether a byte of the weight holds two values."""
-    tensor = None if layer.weight is None else layer.weight.tensor
-    return _is_4_bit(layer) and tensor is not None and not is_int4(tensor)
+    if given != channels:
+        yield Problem(layer.node.label, f"weights for {channels} of {given} input channels", "weights for all")
 
 
 def _int4(subject: Subject) -> Iterator[Problem]:
     for layer in subject.flow.layers:
-        if not _is_4_bit(layer):
+        if not is_4_bit(subject, layer):
             continue
         node = layer.node
         yield Problem(node.label, "4-bit integers", "8 bits: no release of ATC is known to read 4", "warning")
         if layer.group != 1:
             yield Problem(node.label, f"4-bit integers in {layer.group} groups", "one group", "error")
-        channels = layer.input_channels
-        source = layer.quants[0].input(0) if layer.quants else None
-        shape = None if source is None else source.shape
-        if not _is_packed(layer) or channels is None or shape is None or not shape:
-            continue
-        given = shape[1] if node.op in ("Conv", "ConvTranspose") and len(shape) > 1 else shape[-1]
-        if given is not None and given != 2 * channels:
+        channels, given = layer.input_channels, given_channels(layer)
+        if is_packed(subject, layer) and None not in (channels, given) and given != 2 * (channels or 0):
             found = f"{channels} bytes for {given} input channels"
             yield Problem(node.label, found, "an even number of channels, two in each byte", "error")
 

@@ -13,7 +13,7 @@ import numpy as np
 from onnx import TensorProto
 
 from amct_onnx.deploy.edits import Chain, Edits
-from amct_onnx.deploy.integer_layers import LAYERS, add_constant
+from amct_onnx.deploy.integer_layers import LAYERS, add_constant, product
 from amct_onnx.deploy.merging import MERGED, merge_requants
 from amct_onnx.deploy.operands import (
     Integers,
@@ -27,6 +27,7 @@ from amct_onnx.deploy.operands import (
     settle_operand,
 )
 from amct_onnx.deploy.profiles import HALF_MAX, HALF_MIN_NORMAL, Profile
+from amct_onnx.deploy.unpacking import unpack_weights
 from amct_onnx.errors import ModelError, NotAvailableError
 from amct_onnx.kernels.quant_params import truncate_to_s19
 from amct_onnx.passes.graph import (
@@ -67,6 +68,7 @@ def lower(graph: Graph, profile: Profile) -> None:
         raise NotAvailableError(f"the model's operator set is {graph.opset}; 11 and later are simulated")
     lift_constants(graph)
     check_ends(graph)
+    unpack_weights(graph)
     merge_requants(graph, profile)
     lowering = _Lowering(graph, profile)
     for node in list(graph.nodes):
@@ -128,8 +130,11 @@ class _Lowering:
                 raise ModelError(f"output {tensor.name!r} of the model holds integers; AscendDequant must give it")
 
     def _layer(self, node: Node, known: Integers) -> None:
-        if node.op == "MatMul" and id(node.inputs[1]) in self.known:
-            raise NotAvailableError(f"{label_of(node)} of two quantized activations is not simulated yet")
+        second = self.known.get(id(node.inputs[1])) if node.op == "MatMul" else None
+        if isinstance(second, Integers):
+            result = node.outputs[0]
+            self._note(result, product(self.edits, node, known, second))
+            return
         if any(id(tensor) in self.known for tensor in list(node.inputs)[1:]):
             raise ModelError(f"{label_of(node)} has a weight or a bias that is computed from quantized values")
         result = node.outputs[0]

@@ -15,7 +15,9 @@ from amct_onnx.deploy.quant_rules import scale_of
 from amct_onnx.deploy.rule import FloatModel, Gap, Problem, Rule, Subject
 from amct_onnx.deploy.tensors import Array
 from amct_onnx.deploy.view import Node, Value
+from amct_onnx.deploy.widths import is_packed
 from amct_onnx.formats.record import LayerRecord
+from amct_onnx.kernels.int4 import unpacked
 from amct_onnx.kernels.quant_params import truncate_to_s19
 
 _UNREADABLE = "the scale, weight or bias cannot be read"
@@ -154,6 +156,8 @@ def _rows(subject: Subject, layer: Layer, channels: int) -> Array | None:
     if value is None or value.elem_type != TensorProto.INT8 or layer.node.input(1) is not value:
         return None
     weight = subject.values(value)
+    if weight is not None and weight.ndim >= 2 and is_packed(subject, layer):
+        weight = unpacked(weight, axis=1 if layer.node.op == "Conv" else 0)
     if weight is None or weight.ndim < 2 or weight.size == 0 or layer.output_channels != channels:
         return None
     if layer.node.op == "Conv":
@@ -200,6 +204,10 @@ def _against_record(layer: Layer, scales: NDArray[np.float32], record: LayerReco
         if quant.real("offset") != record.offset_d:
             yield Problem(quant.label, f"offset {quant.real('offset')}", f"{record.offset_d}, as recorded")
     weights = np.asarray(record.scale_w or (1.0,), np.float32)
+    for quant in () if layer.second is None else layer.second.quants:
+        inverse, wanted = scale_of(quant), np.float32(1) / weights[0]
+        if inverse is not None and not _agree(np.atleast_1d(np.float32(inverse)), np.atleast_1d(wanted), ulps=1):
+            yield Problem(quant.label, f"scale {inverse:.9g}", f"{wanted:.9g}, one divided by the recorded scale_w")
     if weights.size not in (1, scales.size):
         yield Problem(label, f"{scales.size} scales", f"{weights.size}, as recorded")
         return

@@ -145,7 +145,10 @@ def integers_of(node: Node) -> Integers:
     _check_arity(node, 1)
     kind = node.attrs.get("dst_type", f"INT{node.attrs.get('quant_bit', 8)}")
     if kind in ("INT16", "INT4"):
-        raise NotAvailableError(f"{label_of(node)} gives {kind}, which is not simulated yet")
+        raise NotAvailableError(
+            f"{label_of(node)} gives {kind}: how the chip adds up products of such activations is not published, so it "
+            "is not simulated"
+        )
     if kind != "INT8":
         raise ModelError(f"{label_of(node)} must have a dst_type of INT8, INT4 or INT16, found {_found(kind)}")
     if node.attrs.get("sqrt_mode", 0) or node.attrs.get("round_mode", "Round") != "Round":

@@ -11,16 +11,11 @@ from amct_onnx.deploy.flow import LAYER_OPS, MOVES, WINDOW_CACHE
 from amct_onnx.deploy.rule import Gap, Problem, Rule, Subject
 from amct_onnx.deploy.tensors import type_name
 from amct_onnx.deploy.view import Node, shown
+from amct_onnx.deploy.widths import WIDTHS, input_channels, width
 from amct_onnx.kernels.quant_params import FLT_EPS
 
-_WIDTHS = {"INT8": 8, "INT4": 4, "INT16": 16}
 _FP16_MAX, _FP16_MIN_NORMAL = 65504.0, 2.0**-14
 _FACTOR_TYPES = ("FLOAT", "FLOAT16")
-
-
-def width(quant: Node) -> int:
-    """Bits of the integers that ATC makes of an AscendQuant: 8 where it does not understand `dst_type`."""
-    return _WIDTHS.get(quant.string("dst_type", "INT8") or "INT8", 8)
 
 
 def scale_of(quant: Node) -> float | None:
@@ -70,8 +65,8 @@ def _dst_type(subject: Subject) -> Iterator[Problem]:
         if written is None:
             expected = "a STRING; of any other type ATC takes INT8"
             yield Problem(node.label, "dst_type of another type", expected)
-        elif written not in _WIDTHS:
-            yield Problem(node.label, f"dst_type {shown(written)!r}", f"one of {', '.join(_WIDTHS)}; ATC takes INT8")
+        elif written not in WIDTHS:
+            yield Problem(node.label, f"dst_type {shown(written)!r}", f"one of {', '.join(WIDTHS)}; ATC takes INT8")
         elif (bits := node.integer("quant_bit", width(node))) != width(node):
             found = f"quant_bit {'of another type' if bits is None else bits}"
             yield Problem(node.label, found, f"dst_type instead: ATC ignores quant_bit and takes {written}")
@@ -124,7 +119,7 @@ def _balance(subject: Subject) -> Iterator[Problem | Gap]:
         if type_name(factor.elem_type) not in _FACTOR_TYPES:
             yield Problem(mul.label, f"factors of {type_name(factor.elem_type)}", "FLOAT or FLOAT16")
         for layer in subject.flow.fed_by(quant):
-            rank, channels = len(layer.weight_dims), layer.input_channels
+            rank, channels = len(layer.weight_dims), input_channels(subject, layer)
             wanted = (1, channels, *([1] * (rank - 2)))
             if channels is not None and dims != wanted:
                 found = f"factors of shape {list(dims[:8])} for layer {layer.node.label!r}"
@@ -132,7 +127,7 @@ def _balance(subject: Subject) -> Iterator[Problem | Gap]:
         values = subject.values(factor)
         if values is None:
             yield Gap(mul.label, "the factors cannot be read")
-        elif not ((values >= FLT_EPS) & (values <= 1 / FLT_EPS)).all():
+        elif not ((values.astype(np.float64) >= FLT_EPS) & (values.astype(np.float64) <= 1 / FLT_EPS)).all():
             yield Problem(mul.label, "a factor out of range", f"factors in [{FLT_EPS:.9g}, {1 / FLT_EPS:.9g}]")
 
 

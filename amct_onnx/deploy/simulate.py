@@ -51,7 +51,7 @@ def name_of(model: object) -> str:
 
 
 def _lowered(light: LightModel, profile: Profile) -> LightModel:
-    if not any(node.op_type == "AscendDequant" for node in light.proto.graph.node):
+    if not any(node.op_type in ("AscendDequant", "AscendAntiQuant") for node in light.proto.graph.node):
         raise ModelError("not a deploy model: it has no AscendDequant")
     graph = Graph.of_model(in_order(light))
     lower(graph, profile)

@@ -17,7 +17,7 @@ from amct_onnx.deploy.rules import RULES
 from amct_onnx.deploy.tensors import TensorData, stored_bytes
 from amct_onnx.deploy.view import View, view_of
 from amct_onnx.errors import ModelError
-from amct_onnx.formats.model_file import read_without_data
+from amct_onnx.formats.model_file import ModelSource, read_without_data
 from amct_onnx.formats.record import LayerRecord, read_record
 from amct_onnx.passes.weights import Weight
 
@@ -101,7 +101,7 @@ def verify_deploy_model(
     model: str | os.PathLike[str] | onnx.ModelProto,
     *,
     record: str | os.PathLike[str] | Mapping[str, LayerRecord] | None = None,
-    float_model: str | os.PathLike[str] | onnx.ModelProto | None = None,
+    float_model: ModelSource | None = None,
     weights: Mapping[str, Weight] | None = None,
 ) -> VerifyReport:
     """Check a deploy model against the rules of docs/verify.md, without ATC and without a chip.
@@ -140,7 +140,7 @@ def verify_deploy_model(
     )
 
 
-def _opened(model: str | os.PathLike[str] | onnx.ModelProto, weights: Mapping[str, Weight]) -> tuple[View, TensorData]:
+def _opened(model: ModelSource, weights: Mapping[str, Weight]) -> tuple[View, TensorData]:
     folder = Path(model).parent if isinstance(model, (str, os.PathLike)) else None
     proto = read_without_data(model)
     try:
@@ -150,7 +150,7 @@ def _opened(model: str | os.PathLike[str] | onnx.ModelProto, weights: Mapping[st
         raise ModelError(f"{name}: {error}") from error
 
 
-def _float_model(model: str | os.PathLike[str] | onnx.ModelProto) -> FloatModel:
+def _float_model(model: ModelSource) -> FloatModel:
     view, data = _opened(model, {})
     return FloatModel(nodes={node.name: node for node in view.nodes if node.name}, data=data)
 

@@ -1,1 +1,1 @@
-"""Outside formats: configurations become `QuantConfig`, record files become `LayerRecord`. The only protobuf."""
+"""Outside formats: configurations become `QuantConfig`, records `LayerRecord`, Caffe models ONNX. The only protobuf."""

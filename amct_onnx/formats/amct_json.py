@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Collection, Mapping
 from typing import Any, NoReturn
@@ -32,6 +33,11 @@ SETTINGS = (
 """Keys that are not layers."""
 
 LAYER_KEYS = ("quant_enable", "dmq_balancer_param", "activation_quant_params", "weight_quant_params")
+
+_OF_OLD_CAFFE = ("update_bn", "bn_update_config")
+"""Keys of old files for Caffe, of the model or of a layer: statistics of BatchNorm were to be computed anew."""
+
+_log = logging.getLogger("amct_onnx")
 
 _OWN_KEYS: Mapping[str, tuple[str, ...]] = {
     "ifmr": ("num_bits", "max_percentile", "min_percentile", "search_range", "search_step", "asymmetric"),
@@ -96,6 +102,7 @@ def config_from_json_object(found: object, source: str) -> QuantConfig:
     with located(source):
         if not isinstance(found, Mapping):
             raise ConfigError(f"the outermost value must be an object, found {found!r:.60}")
+        found = _without_old_keys(found, source)
         layers = {name: _layer(name, value) for name, value in found.items() if name not in SETTINGS}
         return QuantConfig(
             **_settings(found),
@@ -103,6 +110,18 @@ def config_from_json_object(found: object, source: str) -> QuantConfig:
             override_layer_configs={name: config for name, (_, config) in layers.items()},
             only_layers=tuple(name for name, (enabled, _) in layers.items() if enabled),
         )
+
+
+def _without_old_keys(found: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """The object without the keys that have no effect any more, each of which is told; a layer may be called as one."""
+    kept = {}
+    for key, value in found.items():
+        is_layer = isinstance(value, Mapping) and any(name in value for name in LAYER_KEYS)
+        if key in _OF_OLD_CAFFE and not is_layer:
+            _log.warning("%s: %s is not used: BatchNorm keeps the statistics of the model", where, key)
+        else:
+            kept[key] = value
+    return kept
 
 
 def _distinct_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -146,7 +165,7 @@ def _layer(name: object, value: object) -> tuple[bool, LayerConfig]:
         hint = nearest(str(name), SETTINGS) or f"; settings are {', '.join(SETTINGS)}"
         raise ConfigError(f"{name!r} is neither a setting nor the object of a layer, found {value!r:.60}{hint}")
     with located(f"layer {name!r}"):
-        layer = _object(value, LAYER_KEYS)
+        layer = _object(_without_old_keys(value, f"layer {name!r}"), LAYER_KEYS)
         enabled = layer.get("quant_enable", False)
         require_bool("quant_enable", enabled)
         balancer = None

@@ -7,15 +7,19 @@ import re
 from google.protobuf import text_format
 from google.protobuf.message import Message
 
-from amct_onnx.errors import located, nearest
+from amct_onnx.errors import nearest
 from amct_onnx.formats.schema import Field, Schema
 from amct_onnx.formats.text_file import TextError, decode
 
 _NUMBERS = {"uint32": "a whole number from 0 to 4294967295", "int32": "a whole number from -2147483648 to 2147483647"}
 _EXPECTED = {**_NUMBERS, "float": "a number", "bool": "true or false", "string": "a quoted text"}
 _UNKNOWN_FIELD = re.compile(r'"(?:\w+\.)*(\w+)" has no field named "(.*)"\.$', re.DOTALL)
+_UNKNOWN_VALUE = re.compile(r'^Enum type "(?:\w+\.)*(\w+)" has no value')
 _FIELD_IN_FRONT = re.compile(r"(\w+)\s*(:?)\s*$")
 _FOUND = re.compile(r""""[^"\n]*"?|'[^'\n]*'?|[^\s{}<>\[\],;:"']+|\S""")
+_FIELDS_AND_BRACES = re.compile(
+    r"""\#[^\n]*|"(?:\\.|[^"\\\n])*"|'(?:\\.|[^'\\\n])*'|(?P<open>[{<])|(?P<close>[}>])|(?P<field>\w+)(?=\s*[:{<])"""
+)
 
 
 def parse_message(
@@ -32,20 +36,20 @@ def parse_message(
         allow_unknown: skip fields that the schema does not have.
 
     Raises:
-        ConfigError, RecordError: as `error` says: not UTF-8, not in the text format, or not what the schema allows.
+        ConfigError, RecordError, ModelError: as `error` says: not UTF-8, not in the text format, or not what the schema
+            allows.
     """
     text = decode(data, source, error)
     message = schema.classes[root]()
-    with located(source):
-        try:
-            text_format.Merge(text, message, allow_unknown_field=allow_unknown)
-        except text_format.ParseError as failure:
-            raise error(_explain(failure, text, schema)) from failure
-        except RecursionError as failure:
-            raise error("blocks are nested too deeply") from failure
-        # Escapes and numbers that the tokenizer accepts can still fail in the conversions behind it.
-        except (ValueError, TypeError, AttributeError, Warning) as failure:
-            raise error(f"not readable as protobuf text: {failure}") from failure
+    try:
+        text_format.Merge(text, message, allow_unknown_field=allow_unknown)
+    except text_format.ParseError as failure:
+        raise error(f"{source}: {_explain(failure, text, schema)}") from failure
+    except RecursionError as failure:
+        raise error(f"{source}: blocks are nested too deeply") from failure
+    # Escapes and numbers that the tokenizer accepts can still fail in the conversions behind it.
+    except (ValueError, TypeError, AttributeError, Warning) as failure:
+        raise error(f"{source}: not readable as protobuf text: {failure}") from failure
     return message
 
 
@@ -79,7 +83,10 @@ def _explain(failure: text_format.ParseError, text: str, schema: Schema) -> str:
         return f"{here}: the block is not closed ({reason})"
     in_front = "\n".join([*lines[: line - 1], source_line[: column - 1]])
     found = _FOUND.match(source_line[column - 1 :])
-    misfit = _misfit(in_front, _shortened(found[0]) if found else "the end of the text", schema)
+    shown = _shortened(found[0]) if found else "the end of the text"
+    misfit = _misfit(in_front, shown, schema)
+    if (unknown := _UNKNOWN_VALUE.search(reason)) and (match := _FIELD_IN_FRONT.search(in_front)):
+        misfit = f"{match[1]} must be one of {', '.join(schema.enums[unknown[1]])}, found {shown}"
     return f"{here}: {misfit} ({_shortened(reason)})"
 
 
@@ -100,3 +107,27 @@ def _shortened(text: str) -> str:
 
 def _field_named(name: str, schema: Schema) -> Field | None:
     return next((fields[name] for fields in schema.messages.values() if name in fields), None)
+
+
+def fields_passed_over(text: str, schema: Schema, root: str) -> list[str]:
+    """The unknown fields in a text that `parse_message` took, as "kernel in ConvolutionParameter (line 3 and 8 more)".
+
+    Nothing is said of a block whose message has no fields: those take anything.
+    """
+    places: dict[str, list[int]] = {}
+    inside: list[str | None] = [root]
+    entered: str | None = None
+    for match in _FIELDS_AND_BRACES.finditer(text):
+        if match["open"]:
+            inside.append(entered)
+        elif match["close"]:
+            inside.pop()
+        elif (name := match["field"]) is not None:
+            message = inside[-1]
+            fields = schema.messages[message] if message else {}
+            entered = fields[name].type if name in fields and fields[name].type in schema.messages else None
+            if fields and name not in fields:
+                places.setdefault(f"{name} in {message}", []).append(match.start())
+    lines = {what: text.count("\n", 0, starts[0]) + 1 for what, starts in places.items()}
+    more = {what: f" and {len(starts) - 1} more" if starts[1:] else "" for what, starts in places.items()}
+    return [f"{what} (line {line}{more[what]})" for what, line in lines.items()]

@@ -16,6 +16,7 @@ from google.protobuf.message import DecodeError
 from onnx import TensorProto
 
 from amct_onnx.errors import AmctError, ModelError, OutputError
+from amct_onnx.formats.caffe.importer import read_caffe
 from amct_onnx.passes.protos import all_graphs, names_in_bodies
 from amct_onnx.passes.weights import (
     LARGEST_MESSAGE,
@@ -29,22 +30,28 @@ from amct_onnx.passes.weights import (
     stub,
 )
 
+CaffePair = tuple[str | os.PathLike[str], str | os.PathLike[str]]
+"""A Caffe model: the paths of its .prototxt and of its .caffemodel."""
 
-def read_model(model: str | os.PathLike[str] | onnx.ModelProto | LightModel) -> LightModel:
+ModelSource = str | os.PathLike[str] | onnx.ModelProto | CaffePair
+"""What users give as a model: the path of an .onnx file, a model in memory, or a Caffe model."""
+
+
+def read_model(model: ModelSource | LightModel) -> LightModel:
     """The model; large external data stay in their files.
 
     Raises:
         ModelError: there is no such file, or it is no ONNX model, or a truncated one; or its external data are missing,
-            too short, or outside of its directory; or an initializer has a negative size.
+            too short, or outside of its directory; or an initializer has a negative size; or what `read_caffe` raises.
     """
     if isinstance(model, LightModel):
         return model
     proto = read_without_data(model)
     for tensor in proto.graph.initializer:
         if min(tensor.dims, default=0) < 0:
-            name = "the model" if isinstance(model, onnx.ModelProto) else os.fspath(model)
+            name = str(model) if isinstance(model, (str, os.PathLike)) else "the model"
             raise ModelError(f"{name}: initializer {tensor.name!r} has the impossible shape {list(tensor.dims)}")
-    if isinstance(model, onnx.ModelProto):
+    if isinstance(model, (onnx.ModelProto, tuple)):
         return detached(proto)
     path = Path(model)
     try:
@@ -57,16 +64,25 @@ def read_model(model: str | os.PathLike[str] | onnx.ModelProto | LightModel) -> 
     return LightModel(proto=light.proto, weights={**light.weights, **stored})
 
 
-def read_without_data(model: str | os.PathLike[str] | onnx.ModelProto) -> onnx.ModelProto:
+def read_without_data(model: ModelSource) -> onnx.ModelProto:
     """The model alone: nothing is read of files that it names.
 
     Raises:
-        ModelError: there is no such file, or it is no ONNX model, or a truncated one.
+        ModelError: there is no such file, or it is no ONNX model, or a truncated one; or what `read_caffe` raises.
     """
     if isinstance(model, onnx.ModelProto):
         return _with_graph(model, "the model")
+    if isinstance(model, tuple):
+        if len(model) != 2:
+            raise ModelError(f"a Caffe model is given as (prototxt, caffemodel), found {len(model)} entries")
+        return read_caffe(*model)
     if not isinstance(model, (str, os.PathLike)):
-        raise ModelError(f"the model is a {type(model).__name__}; give the path of an .onnx file, or a ModelProto")
+        raise ModelError(
+            f"the model is a {type(model).__name__}; give the path of an .onnx file, a ModelProto, or the paths of a "
+            "Caffe model as (prototxt, caffemodel)"
+        )
+    if os.fspath(model).endswith((".prototxt", ".caffemodel")):
+        raise ModelError(f"{model}: half a Caffe model; give both files: (prototxt, caffemodel), or --weights")
     return _with_graph(_parsed(Path(model)), str(model))
 
 

@@ -16,7 +16,7 @@ from importlib import resources
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from google.protobuf.message import Message
 
-_SCALARS = {"bool", "bytes", "float", "int32", "int64", "string", "uint32"}
+_SCALARS = {"bool", "bytes", "double", "float", "int32", "int64", "string", "uint32"}
 _TOKEN = re.compile(r'(?P<skip>\s+|//[^\n]*)|"[^"\n]*"|-?[\w.]+|[{}\[\]=;,]')
 
 
@@ -40,7 +40,10 @@ class Field:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Schema:
-    """A .proto file: its messages (name -> fields), its enums (name -> values) and a class for each message."""
+    """A .proto file: its messages (name -> fields), its enums (name -> values) and a class for each message.
+
+    Enums inside messages are listed too: in a file of ours every enum has a name of its own.
+    """
 
     messages: Mapping[str, Mapping[str, Field]]
     enums: Mapping[str, Mapping[str, int]]
@@ -64,11 +67,14 @@ def read_schema(text: str) -> Schema:
     package = ""
     messages: dict[str, dict[str, Field]] = {}
     enums: dict[str, dict[str, int]] = {}
+    inside: dict[str, str] = {}  # enum -> the message that it stands in
     while tokens:
         keyword = tokens.popleft()
         if keyword == "message":
             name = tokens.popleft()
-            messages[name] = _read_message(tokens)
+            messages[name], own = _read_message(tokens)
+            enums |= own
+            inside |= dict.fromkeys(own, name)
         elif keyword == "enum":
             name = tokens.popleft()
             enums[name] = _read_enum(tokens)
@@ -79,7 +85,7 @@ def read_schema(text: str) -> Schema:
             _take(tokens, "=", '"proto2"', ";")
         else:
             raise ValueError(f"the schema has {keyword!r} where a message or an enum should begin")
-    return Schema(messages=messages, enums=enums, classes=_build_classes(package, messages, enums))
+    return Schema(messages=messages, enums=enums, classes=_build_classes(package, messages, enums, inside))
 
 
 def _tokens(text: str) -> Iterator[str]:
@@ -99,8 +105,10 @@ def _take(tokens: deque[str], *expected: str) -> None:
             raise ValueError(f"the schema lacks {token!r}")
 
 
-def _read_message(tokens: deque[str]) -> dict[str, Field]:
+def _read_message(tokens: deque[str]) -> tuple[dict[str, Field], dict[str, dict[str, int]]]:
+    """The fields and the enums of a message."""
     fields = {}
+    enums = {}
     oneof = None
     _take(tokens, "{")
     while (word := tokens.popleft()) != "}" or oneof is not None:
@@ -109,10 +117,13 @@ def _read_message(tokens: deque[str]) -> dict[str, Field]:
         elif word == "oneof":
             oneof = tokens.popleft()
             _take(tokens, "{")
+        elif word == "enum":
+            name = tokens.popleft()
+            enums[name] = _read_enum(tokens)
         else:
             field = _read_field(tokens, word, oneof)
             fields[field.name] = field
-    return fields
+    return fields, enums
 
 
 def _read_field(tokens: deque[str], first: str, oneof: str | None) -> Field:
@@ -143,15 +154,20 @@ def _read_enum(tokens: deque[str]) -> dict[str, int]:
 
 
 def _build_classes(
-    package: str, messages: Mapping[str, Mapping[str, Field]], enums: Mapping[str, Mapping[str, int]]
+    package: str,
+    messages: Mapping[str, Mapping[str, Field]],
+    enums: Mapping[str, Mapping[str, int]],
+    inside: Mapping[str, str],
 ) -> dict[str, type[Message]]:
     file = descriptor_pb2.FileDescriptorProto(name=f"{package}.proto", package=package, syntax="proto2")
+    full_names = {
+        name: f".{package}.{inside[name]}.{name}" if name in inside else f".{package}.{name}" for name in enums
+    }
+    added = {name: _add_message(file, name, fields, full_names) for name, fields in messages.items()}
     for name, values in enums.items():
-        enum = file.enum_type.add(name=name)
+        enum = (added[inside[name]] if name in inside else file).enum_type.add(name=name)
         for value_name, number in values.items():
             enum.value.add(name=value_name, number=number)
-    for name, fields in messages.items():
-        _add_message(file, name, fields, enums)
     # A pool of its own: names in the process-wide pool could clash with those of an installed AMCT.
     pool = descriptor_pool.DescriptorPool()
     pool.AddSerializedFile(file.SerializeToString())
@@ -162,8 +178,9 @@ def _add_message(
     file: descriptor_pb2.FileDescriptorProto,
     name: str,
     fields: Mapping[str, Field],
-    enums: Mapping[str, Mapping[str, int]],
-) -> None:
+    enums: Mapping[str, str],
+) -> descriptor_pb2.DescriptorProto:
+    """Add a message to the file; `enums` gives the full name of each enum."""
     message = file.message_type.add(name=name)
     oneofs = list(dict.fromkeys(field.oneof for field in fields.values() if field.oneof is not None))
     for oneof in oneofs:
@@ -177,11 +194,12 @@ def _add_message(
             added.type = kinds.Value(f"TYPE_{field.type.upper()}")
         else:
             added.type = kinds.Value("TYPE_ENUM" if field.type in enums else "TYPE_MESSAGE")
-            added.type_name = f".{file.package}.{field.type}"
+            added.type_name = enums.get(field.type, f".{file.package}.{field.type}")
         if field.default is not None:
             added.default_value = field.default
         if field.oneof is not None:
             added.oneof_index = oneofs.index(field.oneof)
+    return message
 
 
 def _message_classes(pool: descriptor_pool.DescriptorPool, full_names: Mapping[str, str]) -> dict[str, type[Message]]:

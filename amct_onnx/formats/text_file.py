@@ -5,16 +5,16 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from amct_onnx.errors import ConfigError, RecordError
+from amct_onnx.errors import ConfigError, ModelError, RecordError
 
-TextError = type[ConfigError] | type[RecordError]
+TextError = type[ConfigError] | type[RecordError] | type[ModelError]
 
 
 def read_text(path: str | os.PathLike[str], error: TextError) -> str:
     """The text of the file at `path`.
 
     Raises:
-        ConfigError, RecordError: as `error` says: no such file, not readable, empty, or not UTF-8 text.
+        ConfigError, RecordError, ModelError: as `error` says: no such file, not readable, empty, or not UTF-8 text.
     """
     try:
         data = Path(path).read_bytes()
@@ -32,7 +32,7 @@ def decode(data: str | bytes, source: str, error: TextError) -> str:
     """`data` as text without the byte order mark that some editors put in front.
 
     Raises:
-        ConfigError, RecordError: as `error` says: `data` is not UTF-8 text.
+        ConfigError, RecordError, ModelError: as `error` says: `data` is not UTF-8 text.
     """
     try:
         # A str can hold halves of surrogate pairs, which are no text either.

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from amct_onnx.kernels.dmq import MaximaObserver, balance_factors
+from amct_onnx.kernels.dmq import Dmq, MaximaObserver, balance_factors
 from amct_onnx.passes.calibration import CalibrationRun, Sizes, why_unusable
 from amct_onnx.passes.fold_balance import divide
 from amct_onnx.passes.graph import Array, Node, derived, set_input, unique_name
@@ -46,7 +46,7 @@ def balance(run: CalibrationRun) -> Pass:
             members = [(layer, nodes[layer.name]) for layer in group]
             if not (state.plan.fold_balancers and _fold(state, members, found, names)):
                 for layer, node in members:
-                    assert layer.balancer is not None
+                    assert isinstance(layer.balancer, Dmq)
                     weight = weight_maxima(node, weight_of(node))
                     factors = balance_factors(found.maxima(), weight, strength=layer.balancer.migration_strength)
                     _insert(state, node, factors, found.rank, names)
@@ -123,7 +123,7 @@ def _maxima(
 
 def _fold(state: QuantState, members: list[tuple[LayerPlan, Node]], seen: MaximaObserver, names: _Names) -> bool:
     """Divide where the tensor is produced, by one factor for all layers that read it; False where that cannot be."""
-    strengths = {layer.balancer.migration_strength for layer, _ in members if layer.balancer is not None}
+    strengths = {layer.balancer.migration_strength for layer, _ in members if isinstance(layer.balancer, Dmq)}
     if len(strengths) > 1:
         return False
     nodes = [node for _, node in members]
@@ -146,7 +146,12 @@ def _insert(state: QuantState, node: Node, factors: Floats, rank: int | None, na
     """
     if reason := _why_not(node, factors):
         state.remarks[node.name] = f"not balanced: {reason}"
-        return
+    else:
+        _balance(state, node, factors, rank, names)
+
+
+def _balance(state: QuantState, node: Node, factors: Floats, rank: int | None, names: _Names) -> None:
+    """`rank`: how many axes the input of the layer has; None where it is not known."""
     dtype, axes = np.dtype(node.inputs[1].dtype), spatial_axes(node)
     shape = (1, -1, *([1] * axes)) if axes is not None else (-1,) if rank == 1 else (1, -1)
     inverse = (np.float32(1) / factors).astype(dtype).reshape(shape)
@@ -195,3 +200,27 @@ def balanced(node: Node, weight: Array, factors: Floats) -> Array:
     else:
         product = weight.astype(np.float32) * factors.reshape(-1, *([1] * (weight.ndim - 1)))
     return product.reshape(weight.shape).astype(weight.dtype)
+
+
+def _balance_given(state: QuantState) -> None:
+    """Balance by the factors that the plan holds."""
+    nodes, types, names = {node.name: node for node in state.graph.nodes}, infer_types(state.graph), _Names(state)
+    for layer in state.layers():
+        if not isinstance(layer.balancer, tuple):
+            continue
+        node, factors = nodes[layer.name], np.array(layer.balancer, np.float32)
+        require_finite(state, node)
+        if reason := _why_not(node, factors):
+            state.left_float[layer.name] = f"it cannot be balanced: {reason}"
+            continue
+        known = types.get(node.inputs[0].name)
+        rank = 2 if known is None or known.shape is None else len(known.shape)
+        _balance(state, node, factors, rank, names)
+
+
+BALANCE_GIVEN = Pass(
+    name="balance by given factors",
+    run=_balance_given,
+    requires=(NAMED, LIFTED, UNSHARED, PLANNED, STANDARD_ONLY),
+    ensures=(NAMED, UNSHARED, PLANNED, STANDARD_ONLY),
+)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -24,12 +24,21 @@ class CalibrationRun:
     first: the first of them.
     memory_limit: bytes for the watched tensors of all batches that are on their way; None for half of what is free.
     executor: computes shards of the data elsewhere; None computes here.
+    silent: the same batches, for passes that go through them many times and show other progress; None for `feeds`.
+    track: hands parts of the work on and shows how many are through: iterator, name, number of parts, and their name.
     """
 
     feeds: Iterable[Feed]
     first: Feed
     memory_limit: int | None = None
     executor: Executor | None = None
+    silent: Iterable[Feed] | None = None
+    track: Callable[[Iterable[None], str, int, str], Iterable[None]] = lambda parts, name, total, unit: parts
+
+    @property
+    def memory(self) -> int:
+        """The limit, or half of what is free."""
+        return available_memory() // 2 if self.memory_limit is None else self.memory_limit
 
     def limited(self, batches: int | None) -> CalibrationRun:
         """The same over the first `batches` batches only; None for all."""
@@ -44,8 +53,7 @@ class CalibrationRun:
             ModelError: the model cannot be run on a batch.
             DataError: a batch cannot be read.
         """
-        memory = available_memory() // 2 if self.memory_limit is None else self.memory_limit
-        budget = Budget(cores=available_cores(), memory=memory)
+        budget = Budget(cores=available_cores(), memory=self.memory)
         for group in sweeps(watches, budget):
             if self.executor is None:
                 observe_batches(model, group, self.feeds, budget)

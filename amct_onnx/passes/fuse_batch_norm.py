@@ -100,7 +100,7 @@ def _absorb_followers(state: QuantState, norm: Node, names: set[str]) -> None:
     """Take a following Mul or Add of one constant per channel into gamma and beta."""
     while (follower := sole_consumer(state.graph, norm.outputs[0])) is not None:
         values = _per_channel_operand(follower, norm)
-        if values is None:
+        if values is None or any(tensor.node == follower.name for tensor in state.plan.tensors):
             return
         gamma, beta = constant_input(norm, 1), constant_input(norm, 2)
         assert gamma is not None

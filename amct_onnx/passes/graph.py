@@ -223,6 +223,12 @@ class Graph:
             values = values.load()
         return cast(Tensor, gs.Constant(name, np.asarray(values, order="C")))
 
+    def new_input(self, name: str, dtype: Any, shape: Iterable[int | str]) -> Tensor:
+        """One more tensor that the caller feeds; `name` must be free, and a text in `shape` is a free axis."""
+        tensor = gs.Variable(name, dtype=dtype, shape=list(shape))
+        self._inner.inputs.append(tensor)
+        return cast(Tensor, tensor)
+
     def new_tensor(self, name: str) -> Tensor:
         """A tensor that a node will produce; `name` must be free."""
         return cast(Tensor, gs.Variable(name))
@@ -235,15 +241,27 @@ class Graph:
         output: Tensor,
         attrs: dict[str, Any] | None = None,
         *,
+        domain: str | None = None,
         before: Node | None = None,
         after: Node | None = None,
     ) -> Node:
-        """A new node of the default domain, placed next to `before` or `after`, or else first."""
-        node = gs.Node(op=op, name=name, attrs=attrs or {}, inputs=list(inputs), outputs=[output])
+        """A new node, of the default domain unless told otherwise, placed next to `before` or `after`, or else first.
+
+        Another domain must be imported, see `import_domain`.
+        """
+        node = gs.Node(op=op, name=name, attrs=attrs or {}, inputs=list(inputs), outputs=[output], domain=domain)
         anchor = before if before is not None else after
         position = 0 if anchor is None else self._position(anchor) + (after is not None)
         self.nodes.insert(position, cast(Node, node))
         return cast(Node, node)
+
+    def import_domain(self, domain: str, version: int) -> None:
+        """Let nodes come from another set of operators; one that the model has already keeps its version."""
+        if all(entry.domain != domain for entry in self._frame.opset_import):
+            frame = onnx.ModelProto()
+            frame.CopyFrom(self._frame)  # copies of this graph have it too
+            frame.opset_import.append(onnx.helper.make_opsetid(domain, version))
+            self._frame = frame
 
     def remove(self, nodes: Iterable[Node]) -> None:
         """Take nodes out and unlink them."""

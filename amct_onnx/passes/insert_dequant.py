@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from amct_onnx.kernels.dequant import dequant_scale, quantize_bias
+from amct_onnx.kernels.quant_params import truncate_to_s19
 from amct_onnx.passes.graph import Node, constant_input, set_input, take_over_output, unique_name
 from amct_onnx.passes.invariants import ACTIVATIONS_KNOWN, ASCEND_PAIRS, INTEGER_BIASES, PLANNED, WEIGHTS_KNOWN
 from amct_onnx.passes.layers import bias_input, has_weight, last_node
@@ -23,7 +24,8 @@ def _run(state: QuantState) -> None:
         scale = scale_of(state, node)
         bias = bias_input(graph, node)
         last = last_node(graph, node)
-        words = scale.view(np.uint32).astype(np.uint64)
+        stored = truncate_to_s19(scale) if layer.name in state.plan.cut_scales else scale
+        words = stored.view(np.uint32).astype(np.uint64)
         param = graph.new_constant(unique_name(f"{layer.name}.dequant.param", names), words)
         output = graph.new_tensor(unique_name(f"{layer.name}.dequant.output0", names))
         is_half = has_weight(node) and np.dtype(node.inputs[1].dtype) == np.float16
@@ -47,7 +49,7 @@ def _run(state: QuantState) -> None:
 def scale_of(state: QuantState, node: Node) -> np.ndarray[tuple[int], np.dtype[np.float32]]:
     """The dequantization scale of a layer, float32 [1] or [Cout]; the weight scale of a pooling is 1."""
     activation = state.activations[node.name].scale
-    weight = state.weights[node.name].scale if has_weight(node) else np.float32(1.0)
+    weight = state.weights[node.name].scale if node.name in state.weights else np.float32(1.0)
     return dequant_scale(activation, weight)
 
 

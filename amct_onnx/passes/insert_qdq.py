@@ -1,20 +1,25 @@
 """Rewrites the float graph with QuantizeLinear and DequantizeLinear: the same integers in standard operators.
 
-In front of every layer stands a pair, one for all layers that read a tensor with the same scale and offset. Weights
-are int8 behind DequantizeLinear, per channel where their scale is; biases are int32 on scale_d * scale_w behind
-DequantizeLinear. That is the form that onnxruntime turns into integer kernels.
+In front of every layer stands a pair, one for all layers that read a tensor with the same scale and offset; in front
+of a tensor that is quantized by itself, too. Weights are int8 behind DequantizeLinear, per channel where their scale
+is, also those of fewer bits; biases are int32 on scale_d * scale_w behind DequantizeLinear. That is the form that
+onnxruntime turns into integer kernels.
+
+Pairs of 16 bits are onnxruntime's own operators of these names: the standard has them from an opset on that ATC does
+not read, and models are not brought there.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from onnx import TensorProto
 
 from amct_onnx.kernels.dequant import quantize_bias
-from amct_onnx.kernels.quant_params import QuantParams, quantize
+from amct_onnx.kernels.quant_params import QuantParams
 from amct_onnx.passes.graph import (
     Array,
     Graph,
@@ -28,10 +33,12 @@ from amct_onnx.passes.graph import (
 )
 from amct_onnx.passes.insert_dequant import scale_of
 from amct_onnx.passes.invariants import ACTIVATIONS_KNOWN, PLANNED, STANDARD_ONLY, UNSHARED, WEIGHTS_KNOWN
-from amct_onnx.passes.layers import bias_input, group_of, has_weight, last_node, layout_of
-from amct_onnx.passes.quantize_weights import integers_of
+from amct_onnx.passes.layers import bias_input, group_of, has_weight, is_product, last_node, layout_of
+from amct_onnx.passes.quantize_weights import integers_of, levels_of
 from amct_onnx.passes.state import Pass, QuantState
 from amct_onnx.passes.weights import ComputedArray
+
+_OWN_DOMAIN = "com.microsoft"
 
 
 def _run(state: QuantState) -> None:
@@ -41,53 +48,61 @@ def _run(state: QuantState) -> None:
         node = nodes[layer.name]
         last = last_node(state.graph, node)
         is_half = has_weight(node) and np.dtype(node.inputs[1].dtype) == np.float16
-        _quantize_input(insertion, node, state.activations[layer.name], is_half)
+        _quantize_input(insertion, node, 0, state.activations[layer.name], is_half=is_half)
+        if is_product(node):
+            _quantize_input(insertion, node, 1, state.weights[layer.name], is_half=False)
         if has_weight(node):
             _quantize_bias(insertion, state, node)
             _quantize_weight(insertion, state, node)
         if is_half:
             _give_half(insertion, node, last)
+    for tensor in state.tensors():
+        _quantize_input(insertion, nodes[tensor.node], tensor.index, state.activations[tensor.key], is_half=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Insertion:
     """A graph that grows, and the names that are taken in it.
 
-    ends: (tensor, scale, offset) -> what comes out of the pair behind it.
+    ends: (tensor, scale, offset, bits) -> what comes out of the pair behind it.
     """
 
     graph: Graph
     tensors: set[str]
     nodes: set[str]
-    ends: dict[tuple[int, float, int], Tensor] = field(default_factory=dict)
+    ends: dict[tuple[int, float, int, int], Tensor] = field(default_factory=dict)
 
     def constant(self, name: str, values: Array | ComputedArray) -> Tensor:
         return self.graph.new_constant(unique_name(name, self.tensors), values)
 
-    def put(self, op: str, name: str, inputs: list[Tensor], before: Node, **attributes: object) -> Tensor:
+    def put(
+        self, op: str, name: str, inputs: list[Tensor], before: Node, *, domain: str | None = None, **attributes: Any
+    ) -> Tensor:
         """A new node in front of another one; its output."""
         output = self.graph.new_tensor(unique_name(f"{name}.output0", self.tensors))
-        self.graph.insert(op, unique_name(name, self.nodes), inputs, output, attributes, before=before)
+        name = unique_name(name, self.nodes)
+        self.graph.insert(op, name, inputs, output, attributes, domain=domain, before=before)
         return output
 
 
-def _quantize_input(insertion: _Insertion, node: Node, params: QuantParams, is_half: bool) -> None:
-    value = node.inputs[0]
-    key = (id(value), float(params.scale), int(params.offset))
+def _quantize_input(insertion: _Insertion, node: Node, index: int, params: QuantParams, *, is_half: bool) -> None:
+    value = node.inputs[index]
+    key = (id(value), float(params.scale), int(params.offset), params.num_bits)
     if key not in insertion.ends:
+        prefix = f"{node.name}.input{index or ''}"
         # Before opset 19 the pair takes float32 only; the layer then works in float32, as the fake-quant model does.
         single = (
             insertion.put("Cast", f"{node.name}.cast", [value], node, to=int(TensorProto.FLOAT)) if is_half else value
         )
-        scale = insertion.constant(f"{node.name}.input.scale", np.asarray(params.scale, np.float32).reshape(()))
-        zero = insertion.constant(
-            f"{node.name}.input.zero_point", np.asarray(params.offset).reshape(()).astype(np.int8)
-        )
-        integers = insertion.put("QuantizeLinear", f"{node.name}.input.quantize", [single, scale, zero], node)
-        insertion.ends[key] = insertion.put(
-            "DequantizeLinear", f"{node.name}.input.dequantize", [integers, scale, zero], node
-        )
-    set_input(node, 0, insertion.ends[key])
+        domain, integer = (_OWN_DOMAIN, np.int16) if params.num_bits == 16 else (None, np.int8)
+        if domain is not None:
+            insertion.graph.import_domain(domain, 1)
+        scale = insertion.constant(f"{prefix}.scale", np.asarray(params.scale, np.float32).reshape(()))
+        zero = insertion.constant(f"{prefix}.zero_point", np.asarray(params.offset).reshape(()).astype(integer))
+        names = f"{prefix}.quantize", f"{prefix}.dequantize"
+        integers = insertion.put("QuantizeLinear", names[0], [single, scale, zero], node, domain=domain)
+        insertion.ends[key] = insertion.put("DequantizeLinear", names[1], [integers, scale, zero], node, domain=domain)
+    set_input(node, index, insertion.ends[key])
 
 
 def _quantize_weight(insertion: _Insertion, state: QuantState, node: Node) -> None:
@@ -95,7 +110,7 @@ def _quantize_weight(insertion: _Insertion, state: QuantState, node: Node) -> No
     by_group = params.axis is not None and layout.group > 1
     if by_group:  # no axis of the operator's own layout counts the channels
         shape = (weight.shape[1] * layout.group, weight.shape[0] // layout.group, *weight.shape[2:])
-        integers = derived(weight, np.int8, shape, lambda w: quantize(layout.channels_first(w), params))
+        integers = derived(weight, np.int8, shape, lambda w: levels_of(state, node.name, layout.channels_first(w)))
     else:
         integers = integers_of(state, node)
     axis = None if params.axis is None else 0 if by_group else layout.axis
@@ -113,7 +128,7 @@ def _dequantized(
     inputs = [stored, insertion.constant(f"{name}.scale", np.asarray(scale, np.float32).reshape(shape))]
     if what == "weight":  # int32 has no zero point
         inputs.append(insertion.constant(f"{name}.zero_point", np.zeros(inputs[1].shape, np.int8)))
-    attributes = {} if axis is None else {"axis": axis}
+    attributes: dict[str, Any] = {} if axis is None else {"axis": axis}
     return insertion.put("DequantizeLinear", f"{name}.dequantize", inputs, node, **attributes)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 from amct_onnx.passes.graph import dense_value, is_constant, is_standard, nodes_of, type_name
-from amct_onnx.passes.layers import bias_input, has_weight, why_not
+from amct_onnx.passes.layers import bias_input, has_weight, is_product, why_not
 from amct_onnx.passes.state import Invariant, QuantState
 
 
@@ -45,7 +45,8 @@ def _unshared(state: QuantState) -> list[str]:
 
 def _planned_exist(state: QuantState) -> list[str]:
     names = {node.name for node in state.graph.nodes}
-    return [f"planned layer {layer.name!r} is not in the graph" for layer in state.layers() if layer.name not in names]
+    planned = [layer.name for layer in state.layers()] + [tensor.node for tensor in state.tensors()]
+    return [f"planned layer {name!r} is not in the graph" for name in planned if name not in names]
 
 
 def _weights_known(state: QuantState) -> list[str]:
@@ -58,7 +59,11 @@ def _weights_known(state: QuantState) -> list[str]:
 
 
 def _activations_known(state: QuantState) -> list[str]:
-    return [f"no activation parameters for {x.name!r}" for x in state.layers() if x.name not in state.activations]
+    nodes = {node.name: node for node in state.graph.nodes}
+    planned = [layer.name for layer in state.layers()] + [tensor.key for tensor in state.tensors()]
+    products = [layer.name for layer in state.layers() if is_product(nodes[layer.name])]
+    found = [f"no activation parameters for {name!r}" for name in planned if name not in state.activations]
+    return found + [f"no parameters for input 1 of {name!r}" for name in products if name not in state.weights]
 
 
 def _standard_only(state: QuantState) -> list[str]:

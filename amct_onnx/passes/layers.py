@@ -24,7 +24,12 @@ from amct_onnx.passes.layer_types import QUANTIZABLE
 
 def has_weight(node: Node) -> bool:
     """Whether this kind of layer has a weight, at input 1."""
-    return node.op != "AveragePool"
+    return node.op != "AveragePool" and not is_product(node)
+
+
+def is_product(node: Node) -> bool:
+    """Whether the node is a MatMul of two activations: neither input is an initializer."""
+    return node.op == "MatMul" and not any(is_constant(tensor) for tensor in node.inputs)
 
 
 def weight_of(node: Node) -> Array:
@@ -76,6 +81,17 @@ def output_channels(node: Node) -> int:
     if node.op == "Conv":
         return int(shape[0])
     return int(shape[1]) * (group_of(node) if node.op == "ConvTranspose" else 1)
+
+
+def input_channels(node: Node) -> int:
+    """Cin of a layer with a weight."""
+    shape = node.inputs[1].shape
+    return int(shape[1]) * group_of(node) if node.op == "Conv" else int(shape[0])
+
+
+def input_axis(node: Node) -> int:
+    """The axis of a layer's weight that its input channels are on."""
+    return 1 if node.op == "Conv" else 0
 
 
 def along_channels(layer: Node, k: Array) -> Array:
@@ -132,6 +148,16 @@ def why_not_16_bits(node: Node) -> str | None:
     if node.op not in ("Conv", "ConvTranspose") or axes not in (1, 2):
         return "only 1-D and 2-D Conv and ConvTranspose, and Gemm with a bias, take 16"
     return None
+
+
+def why_not_4_bits(node: Node) -> str | None:
+    """Why a layer's weight cannot have 4 bits. Two input channels share a byte, and groups would need bytes apart."""
+    if not has_weight(node):
+        return "it has no weight"
+    if group_of(node) != 1:
+        return "it has groups"
+    channels = int(node.inputs[1].shape[input_axis(node)])
+    return f"its number of input channels, {channels}, is odd" if channels % 2 else None
 
 
 def why_not(node: Node) -> str | None:
@@ -203,8 +229,8 @@ def _why_not_gemm(node: Node) -> str | None:
 
 
 def _why_not_matmul(node: Node) -> str | None:
-    if not any(is_constant(tensor) for tensor in node.inputs):
-        return "both of its inputs are computed at run time; only a MatMul with a constant weight is quantized"
+    if is_product(node):
+        return None
     if reason := _why_not_weight(node):
         return reason
     if len(node.inputs[1].shape) != 2:

@@ -1,7 +1,8 @@
 """Replaces the Ascend operators by standard ones that compute the same, so that any onnxruntime runs the model.
 
 The layers keep working on integers, held as floats: AscendQuant becomes
-clip(round(x * scale) + offset) - offset, AscendDequant a multiplication. Exact as long as sums stay below 2^24.
+clip(round(x * scale) + offset) - offset, AscendDequant a multiplication. Exact as long as sums stay below 2^24;
+those of 16-bit activations do not, and have the precision of float32.
 """
 
 from __future__ import annotations
@@ -32,6 +33,8 @@ def _run(state: QuantState) -> None:
     }
     for quant in nodes_of(graph, "AscendQuant"):
         _lower_quant(graph, quant, quant.name.removesuffix(".quant") in halves, names)
+    for anti_quant in nodes_of(graph, "AscendAntiQuant"):
+        _lower_anti_quant(graph, anti_quant, names)
     for layer in state.layers():
         node = nodes[layer.name]
         bias = bias_input(graph, node)
@@ -70,6 +73,13 @@ def _lower_quant(graph: Graph, quant: Node, is_half: bool, names: set[str]) -> N
         value = output
     graph.replace_uses(quant.outputs[0], value)
     graph.remove([quant])
+
+
+def _lower_anti_quant(graph: Graph, anti_quant: Node, names: set[str]) -> None:
+    """A multiplication: the lowered AscendQuant in front has taken the offset off."""
+    prefix = f"{anti_quant.name}.fakequant"
+    scale = graph.new_constant(unique_name(f"{prefix}.scale", names), np.array(anti_quant.attrs["scale"], np.float32))
+    _stand_in(graph, anti_quant, "Mul", f"{prefix}.mul", [anti_quant.inputs[0], scale], anti_quant.outputs[0])
 
 
 def _lower_dequant(graph: Graph, dequant: Node, rank: int, names: set[str]) -> None:

@@ -141,7 +141,12 @@ def error_last(feeds: Iterable[Feed]) -> Iterator[Feed | Exception]:
 
 
 def exposing(model: LightModel, watches: Iterable[Watch]) -> LightModel:
-    """The model with the watched tensors as its only outputs, and without the nodes that need not be computed for them.
+    """The model with the watched tensors as its outputs, see `exposing_tensors`."""
+    return exposing_tensors(model, (watch.tensor for watch in watches))
+
+
+def exposing_tensors(model: LightModel, tensors: Iterable[str]) -> LightModel:
+    """The model with these tensors as its only outputs, and without the nodes that need not be computed for them.
 
     A node stays where it reads what stays, unless that is an output: onnxruntime fuses a node with its only reader, but
     no output with anything. So the numbers do not depend on which of the tensors are exposed at a time.
@@ -149,10 +154,10 @@ def exposing(model: LightModel, watches: Iterable[Watch]) -> LightModel:
     graph = model.proto.graph
     fed = {value.name for value in graph.input}
     known = {value.name: value for value in graph.output}
-    names = [name for name in dict.fromkeys(watch.tensor for watch in watches) if name not in fed]
+    names = [name for name in dict.fromkeys(tensors) if name not in fed]
     names = names or list(known)  # nothing but inputs is watched; the model must have an output
     nodes = _needed(graph, names)
-    used = {*names}.union(*(_read_by(node) for node in nodes))
+    used = {*names}.union(*(read_by(node) for node in nodes))
     proto = onnx.ModelProto()
     copy_fields(model.proto, proto, "graph")
     copy_fields(graph, proto.graph, "initializer")
@@ -167,7 +172,7 @@ def _needed(graph: onnx.GraphProto, outputs: Iterable[str]) -> list[onnx.NodePro
     """The nodes that stay, see `exposing`."""
     exposed = set(outputs)
     nodes = list(graph.node)
-    read = [_read_by(node) for node in nodes]
+    read = [read_by(node) for node in nodes]
     producers = {name: index for index, node in enumerate(nodes) for name in node.output}
     readers: dict[str, list[int]] = {}
     for index, names in enumerate(read):
@@ -185,7 +190,7 @@ def _needed(graph: onnx.GraphProto, outputs: Iterable[str]) -> list[onnx.NodePro
     return [nodes[index] for index in sorted(kept)]
 
 
-def _read_by(node: onnx.NodeProto) -> set[str]:
+def read_by(node: onnx.NodeProto) -> set[str]:
     """The tensors that a node reads, also inside its bodies."""
     bodies = [body for a in node.attribute if a.type == onnx.AttributeProto.GRAPH for body in all_graphs(a.g)]
     inner = {name for body in bodies for node in body.node for name in node.input}

@@ -6,10 +6,12 @@ there).
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from copy import deepcopy
+from dataclasses import dataclass, field, replace
 from threading import Thread
+from typing import Any
 
 import numpy as np
 
@@ -18,28 +20,27 @@ from amct_onnx.kernels.hfmg import Hfmg, HfmgObserver
 from amct_onnx.kernels.ifmr import Ifmr, IfmrObserver
 from amct_onnx.kernels.quant_params import QuantParams, round_to_fp16
 from amct_onnx.passes.calibration import CalibrationRun, Sizes, why_unusable
-from amct_onnx.passes.graph import set_input
 from amct_onnx.passes.invariants import ACTIVATIONS_KNOWN, PLANNED, STANDARD_ONLY, WEIGHTS_KNOWN
-from amct_onnx.passes.layers import has_weight
+from amct_onnx.passes.layers import is_product
 from amct_onnx.passes.observation import Feed, Watch
-from amct_onnx.passes.quantize_weights import fake_quantized
+from amct_onnx.passes.quantize_weights import with_fake_weights
 from amct_onnx.passes.resources import available_cores
 from amct_onnx.passes.state import Pass, QuantPlan, QuantState
-from amct_onnx.passes.weights import LightModel
 
 
 def observe(run: CalibrationRun) -> Pass:
     """The pass that fills in the activation parameters."""
 
     def find(state: QuantState) -> None:
-        served = _layers_by_watch(state, run.first)
-        watches = [watch for watch, _, _ in served]
-        model = calibration_model(state)
-        run.show(model, watches)
+        served = _places_by_watch(state, run.first)
+        model = with_fake_weights(state).to_light()
+        run.show(model, [watch for watch, _, _ in served])
         del model
-        with ThreadPoolExecutor(available_cores()) as threads:
-            for (_, _, layers), found in zip(served, threads.map(_search, served), strict=True):
-                _conclude(state, layers, found)
+        state.softened.clear()  # as large as the weights, and of no more use
+        found = scales_of(served, joint_keys(state.plan), fp16=state.plan.fp16_scales)
+        state.activations.update(found.activations)
+        state.weights.update(found.seconds)
+        state.left_float.update(found.left_float)
 
     return Pass(
         name="observe",
@@ -51,36 +52,70 @@ def observe(run: CalibrationRun) -> Pass:
 
 def warm_up_beside(plan: QuantPlan) -> None:
     """Compile the kernels that the plan needs in a thread of their own; who needs them earlier waits for it."""
-    used = {type(layer.activation) for layer in plan.layers.values()}
+    used = {type(layer.activation) for layer in plan.layers.values()} | {type(t.activation) for t in plan.tensors}
     kernels = [warm_up for algorithm, warm_up in ((Ifmr, ifmr.warm_up), (Hfmg, hfmg.warm_up)) if algorithm in used]
     Thread(target=lambda: [warm_up() for warm_up in kernels], name="amct_onnx-compile").start()
 
 
 RangeObserver = IfmrObserver | HfmgObserver
 
-_Served = tuple[Watch, RangeObserver, list[str]]
+Place = tuple[str, bool]
+"""A layer or a tensor that is planned by itself; whether it is the second input of the layer."""
+
+Served = tuple[Watch, RangeObserver, list[Place]]
 
 
-def _layers_by_watch(state: QuantState, first: Feed) -> list[_Served]:
-    """One observer for each tensor and way of observing it, and the layers that it serves."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scales:
+    """What was found.
+
+    activations: layer, or key of a tensor -> parameters.
+    seconds: layer -> parameters of its second input, where that is an activation too.
+    left_float: layer, or key of a tensor -> why it stays float.
+    """
+
+    activations: dict[str, QuantParams] = field(default_factory=dict)
+    seconds: dict[str, QuantParams] = field(default_factory=dict)
+    left_float: dict[str, str] = field(default_factory=dict)
+
+
+def _places_by_watch(state: QuantState, first: Feed) -> list[Served]:
+    """One observer for each tensor and way of observing it, and the layers and planned tensors that it serves."""
     sizes = Sizes(state, first)
-    found: list[_Served] = []
-    for (tensor, activation), layers in layers_by_tensor(state).items():
+    found: list[Served] = []
+    for (tensor, activation), places in places_by_tensor(state).items():
         observer = observer_for(activation)
         in_order = isinstance(activation, Hfmg)
         watch = Watch(tensor=tensor, observer=observer, in_order=in_order, size=sizes.of(tensor))
-        found.append((watch, observer, layers))
+        found.append((watch, observer, places))
     return found
 
 
-def layers_by_tensor(state: QuantState) -> dict[tuple[str, Ifmr | Hfmg], list[str]]:
-    """Each tensor to observe, and how -> the layers that read it, in the order of the graph."""
+def places_by_tensor(state: QuantState) -> dict[tuple[str, Ifmr | Hfmg], list[Place]]:
+    """Each tensor to observe, and how -> the layers and planned tensors that it is for."""
     nodes = {node.name: node for node in state.graph.nodes}
-    found: dict[tuple[str, Ifmr | Hfmg], list[str]] = {}
+    wanted: list[tuple[Place, str, Ifmr | Hfmg | QuantParams]] = []
     for layer in state.layers():
-        assert not isinstance(layer.activation, QuantParams), "it is given, there is nothing to observe"
-        found.setdefault((nodes[layer.name].inputs[0].name, layer.activation), []).append(layer.name)
+        node = nodes[layer.name]
+        wanted.append(((layer.name, False), node.inputs[0].name, layer.activation))
+        if is_product(node):
+            wanted.append(((layer.name, True), node.inputs[1].name, layer.activation))
+    for own in state.tensors():
+        wanted.append(((own.key, False), nodes[own.node].inputs[own.index].name, own.activation))
+    found: dict[tuple[str, Ifmr | Hfmg], list[Place]] = {}
+    for place, tensor, activation in wanted:
+        assert not isinstance(activation, QuantParams), "it is given, there is nothing to observe"
+        found.setdefault((tensor, activation), []).append(place)
     return found
+
+
+def joint_keys(plan: QuantPlan) -> list[tuple[str, ...]]:
+    """The keys of the planned tensors that share a scale, node by node."""
+    pairs: dict[str, list[str]] = {}
+    for tensor in plan.tensors:
+        if tensor.joint:
+            pairs.setdefault(tensor.node, []).append(tensor.key)
+    return [tuple(keys) for keys in pairs.values()]
 
 
 def observer_for(activation: Ifmr | Hfmg) -> RangeObserver:
@@ -91,31 +126,48 @@ def observer_for(activation: Ifmr | Hfmg) -> RangeObserver:
     return HfmgObserver(activation, asymmetric=activation.asymmetric)
 
 
-def calibration_model(state: QuantState) -> LightModel:
-    """The float model with fake-quantized weights."""
-    graph = state.graph.copy()
-    planned = state.plan.layers
-    for node in graph.nodes:
-        if node.name in planned and has_weight(node) and node.op != "ConvTranspose":
-            set_input(node, 1, graph.new_constant(node.inputs[1].name, fake_quantized(state, node)))
-    return graph.to_light()
+def scales_of(served: Sequence[Served], joint: Iterable[tuple[str, ...]], *, fp16: bool) -> Scales:
+    """What follows from what was seen.
+
+    Args:
+        served: observers that have seen all batches, and what they are for.
+        joint: keys that are to share a scale.
+        fp16: round scales to what fp16 holds.
+    """
+    scales = Scales()
+    with ThreadPoolExecutor(available_cores()) as threads:
+        for (_, _, places), found in zip(served, threads.map(_search, served), strict=True):
+            _conclude(scales, places, found, fp16)
+    _join(scales, served, joint, fp16)
+    return scales
 
 
-def _search(served: _Served) -> QuantParams | str:
+def _search(served: Served) -> QuantParams | str:
     """What was found, or why nothing can be."""
     watch, observer, _ = served
     return why_unusable(watch) or observer.params()
 
 
-def _conclude(state: QuantState, layers: Iterable[str], found: QuantParams | str) -> None:
-    """Write the parameters into the table, or leave the layers float where there are none."""
-    for layer in layers:
+def _join(scales: Scales, served: Iterable[Served], joint: Iterable[tuple[str, ...]], fp16: bool) -> None:
+    """Give the two inputs of a node that are to share a scale the one that fits what was seen of both."""
+    observers = {name: observer for _, observer, places in served for name, _ in places}
+    for keys in joint:
+        if failed := [key for key in keys if key in scales.left_float]:
+            for key in keys:
+                scales.left_float.setdefault(key, f"it was to share its scale with {failed[0]!r}, which stays float")
+            continue
+        first, second = (observers[key] for key in keys)
+        merged: Any = deepcopy(first)  # a layer may have it too
+        if second is not first:
+            merged.merge(second)
+        _conclude(scales, [(key, False) for key in keys], merged.params(), fp16)
+
+
+def _conclude(scales: Scales, places: Iterable[Place], found: QuantParams | str, fp16: bool) -> None:
+    """Write down the parameters, or why there are none."""
+    for name, is_second in places:
         if isinstance(found, str):
-            state.left_float[layer] = found
-        else:
-            state.activations[layer] = in_fp16(found) if state.plan.fp16_scales else found
-
-
-def in_fp16(params: QuantParams) -> QuantParams:
-    """The same with the scale rounded to what fp16 holds."""
-    return replace(params, scale=np.asarray(round_to_fp16(params.scale), np.float32))
+            scales.left_float[name] = found
+            continue
+        kept = replace(found, scale=np.asarray(round_to_fp16(found.scale), np.float32)) if fp16 else found
+        (scales.seconds if is_second else scales.activations)[name] = kept

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from amct_onnx.passes.balance import balance
+from amct_onnx.passes.balance import BALANCE_GIVEN, balance
 from amct_onnx.passes.calibration import CalibrationRun
 from amct_onnx.passes.drop_unreached import DROP_UNREACHED
 from amct_onnx.passes.fit_biases import CHECK_BIASES, FIT_BIASES
@@ -17,8 +17,11 @@ from amct_onnx.passes.merge_quants import MERGE_QUANTS
 from amct_onnx.passes.name_nodes import NAME_NODES
 from amct_onnx.passes.normalise_gemm import NORMALISE_GEMM
 from amct_onnx.passes.observe import observe
+from amct_onnx.passes.pack_int4 import PACK_INT4
 from amct_onnx.passes.quantize_weights import FIND_WEIGHT_SCALES, STORE_INTEGER_WEIGHTS
 from amct_onnx.passes.remove_identities import REMOVE_IDENTITIES
+from amct_onnx.passes.round_weights import round_weights
+from amct_onnx.passes.soften_weights import soften_weights
 from amct_onnx.passes.split_shared import SPLIT_SHARED
 from amct_onnx.passes.state import Pass
 from amct_onnx.passes.take_given import TAKE_GIVEN
@@ -48,23 +51,28 @@ def calibrate(run: CalibrationRun) -> tuple[Pass, ...]:
     return (
         balance(run),  # it changes weights, so it comes before anything that looks at them
         FIND_WEIGHT_SCALES,  # first: activations are observed behind quantized weights
+        soften_weights(run),
         observe(run),
         FIT_BIASES,
+        round_weights(run),  # last: each layer is rounded for the scales and biases that it will have
     )
 
 
-GIVEN: tuple[Pass, ...] = (TAKE_GIVEN, CHECK_BIASES)
+GIVEN: tuple[Pass, ...] = (BALANCE_GIVEN, TAKE_GIVEN, CHECK_BIASES)
 """Fills in the parameters that the plan knows: takes the place of calibration."""
 
-DEPLOY: tuple[Pass, ...] = (
+INTEGER: tuple[Pass, ...] = (
     INSERT_QUANT,
     INSERT_DEQUANT,  # biases too: their scale is the dequantization scale
     STORE_INTEGER_WEIGHTS,
     MERGE_QUANTS,
 )
+"""Rewrites the float graph into one of integer layers between Ascend's operators."""
+
+DEPLOY: tuple[Pass, ...] = (*INTEGER, PACK_INT4)
 """Rewrites the float graph into Ascend's deploy form."""
 
-FAKE_QUANT: tuple[Pass, ...] = (*DEPLOY, LOWER_ASCEND)
+FAKE_QUANT: tuple[Pass, ...] = (*INTEGER, LOWER_ASCEND)
 """Rewrites the float graph into one of standard operators that computes what the chip will."""
 
 QDQ: tuple[Pass, ...] = (INSERT_QDQ,)

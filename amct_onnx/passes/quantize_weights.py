@@ -9,10 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from amct_onnx.errors import ModelError
+from amct_onnx.kernels.adaround import AdaRound
 from amct_onnx.kernels.arq import Arq, arq
+from amct_onnx.kernels.kl_scale import kl_scale
 from amct_onnx.kernels.nuq import Nuq, nearest_centre, nuq
 from amct_onnx.kernels.quant_params import FLT_EPS, QuantParams, dequantize, quantize
-from amct_onnx.passes.graph import Array, Node, constant_input, derived, set_input
+from amct_onnx.passes.graph import Array, Graph, Node, constant_input, derived, set_input
 from amct_onnx.passes.invariants import PLANNED, UNSHARED, WEIGHTS_KNOWN
 from amct_onnx.passes.layer_types import PER_CHANNEL
 from amct_onnx.passes.layers import bias_input, channels_first, has_weight, layout_of, weight_of
@@ -35,8 +37,9 @@ def _find_scales(state: QuantState) -> None:
             params, centres = nuq(weight, layer.weight, axis=0 if node.op in PER_CHANNEL else None)
             state.clusters[layer.name] = centres
         else:
-            assert isinstance(layer.weight, Arq), "the plan lets no other algorithm through"
-            params = arq(weight, axis=0 if layer.weight.channel_wise else None, num_bits=layer.weight.num_bits)
+            assert isinstance(layer.weight, (Arq, AdaRound)), "the plan lets no other algorithm through"
+            find = kl_scale if isinstance(layer.weight, AdaRound) and layer.weight.amct_scales else arq
+            params = find(weight, axis=0 if layer.weight.channel_wise else None, num_bits=layer.weight.num_bits)
         state.weights[layer.name] = _with_usable_scales(params, weight)
 
 
@@ -72,7 +75,7 @@ def integers_of(state: QuantState, node: Node) -> ComputedArray:
     layout, dtype = layout_of(node), np.int8 if state.weights[node.name].num_bits <= 8 else np.int16
     old = node.inputs[1]
     return derived(
-        old, dtype, old.shape, lambda w: layout.restored(_levels(state, node.name, layout.channels_first(w)))
+        old, dtype, old.shape, lambda w: layout.restored(levels_of(state, node.name, layout.channels_first(w)))
     )
 
 
@@ -82,16 +85,33 @@ def fake_quantized(state: QuantState, node: Node) -> ComputedArray:
     dtype = np.dtype(old.dtype)
 
     def fake(weight: Array) -> Array:
-        levels = _levels(state, node.name, layout.channels_first(weight))
+        levels = levels_of(state, node.name, layout.channels_first(weight))
         return layout.restored(dequantize(levels, params)).astype(dtype)
 
     return derived(old, dtype, old.shape, fake)
 
 
-def _levels(state: QuantState, layer: str, weight: Array) -> NDArray[np.signedinteger[Any]]:
+def levels_of(state: QuantState, layer: str, weight: Array) -> NDArray[np.signedinteger[Any]]:
     """The integers of a weight whose output channels come first."""
+    if layer in state.rounded:
+        return state.rounded[layer]
     levels = quantize(weight, state.weights[layer])
     return nearest_centre(levels, state.clusters[layer]) if layer in state.clusters else levels
+
+
+def with_fake_weights(state: QuantState) -> Graph:
+    """A copy of the graph whose layers have weights with the error of their quantization, as AMCT observes it.
+
+    ConvTranspose keeps float weights there, except where they are softened.
+    """
+    graph = state.graph.copy()
+    planned = state.plan.layers
+    for node in graph.nodes:
+        if node.name in state.softened:
+            set_input(node, 1, graph.new_constant(node.inputs[1].name, state.softened[node.name]))
+        elif node.name in planned and has_weight(node) and node.op != "ConvTranspose":
+            set_input(node, 1, graph.new_constant(node.inputs[1].name, fake_quantized(state, node)))
+    return graph
 
 
 def _store_integers(state: QuantState) -> None:

@@ -136,8 +136,8 @@ def _along(values: Array, axis: int, shape: tuple[int, ...]) -> Array:
 
 
 def _objection(quantizer: Quantizer) -> str | None:
-    if quantizer.kind not in ("int8", "uint8"):
-        return f"its weight is {quantizer.kind}; int8 and uint8 are taken"
+    if quantizer.kind not in ("int8", "uint8", "int4", "uint4"):
+        return f"its weight is {quantizer.kind}; integers of 8 and 4 bits are taken"
     if quantizer.scale.ndim > 1:
         return "its weight has a scale for each block; Ascend takes one for each channel"
     if (quantizer.zero.astype(np.int64) + quantizer.shift != 0).any():

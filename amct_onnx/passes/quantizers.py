@@ -42,20 +42,21 @@ class Quantizer:
         )
 
     def activation(self) -> QuantParams | str:
-        """Scale and offset for int8 activations, or why there are none."""
-        if self.kind not in ("int8", "uint8"):
-            return f"its input is quantized to {self.kind}; int8 and uint8 are taken"
+        """Scale and offset for activations of 8 or 16 bits, or why there are none."""
+        if self.kind not in ("int8", "uint8", "int16", "uint16"):
+            return f"its input is quantized to {self.kind}; integers of 8 and 16 bits are taken"
         if self.scale.ndim > 0:
             return "its input has a scale for each channel; Ascend takes one"
         scale = self.scale.astype(np.float32)
         if not (np.isfinite(scale) and scale > 0):
             return f"the scale of its input is {float(scale)}"
-        return QuantParams(scale=scale, offset=np.asarray(int(self.zero) + self.shift, np.int32))
+        offset = np.asarray(int(self.zero) + self.shift, np.int32)
+        return QuantParams(scale=scale, offset=offset, num_bits=_BITS[self.kind])
 
     @property
     def shift(self) -> int:
-        """What brings these integers into the range of int8."""
-        return -128 if self.kind == "uint8" else 0
+        """What brings these integers into the range of signed ones."""
+        return -(1 << (_BITS[self.kind] - 1)) if self.kind in _BITS and self.kind.startswith("u") else 0
 
     @property
     def range(self) -> tuple[int, int] | None:

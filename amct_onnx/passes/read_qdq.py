@@ -27,7 +27,7 @@ from amct_onnx.passes.graph import (
     unique_name,
 )
 from amct_onnx.passes.layer_types import PER_CHANNEL, QUANTIZABLE
-from amct_onnx.passes.layers import has_weight, layout_of
+from amct_onnx.passes.layers import layout_of
 from amct_onnx.passes.quantized_constants import Grid, fold_constants
 from amct_onnx.passes.quantizers import Quantizer, is_dequantizer, is_quantizer, quantizer_of
 
@@ -70,7 +70,7 @@ class Pair:
 class Reading:
     """What was found.
 
-    activations, weights: layer -> scale and offset of its input, and scale of its weight.
+    activations, weights: layer -> scale and offset of its input, and scale of its weight, or of its second input.
     reasons: layers that are quantized only in part, or in a way that the chip has not -> the reason.
     pairs: what was taken out of the graph.
     gone: DequantizeLinear and QuantizeLinear over constants, and casts -> what became of them.
@@ -210,10 +210,13 @@ def _read_layers(
         if node.op not in QUANTIZABLE or not is_standard(node):
             continue
         match = _match_behind(node.inputs[0], matches)
-        weight = _weight_of(node, grids) if has_weight(node) else None
+        second = _match_behind(node.inputs[1], matches) if node.op == "MatMul" else None
+        weight = _weight_of(node, grids) if node.op != "AveragePool" and second is None else None
         if match is None and not isinstance(weight, QuantParams):
             continue
         activation = match.quantize.activation() if match is not None else "no QuantizeLinear is in front of its input"
+        if second is not None:
+            activation, weight = _symmetric(activation), _symmetric(second.quantize.activation())
         for reason in (activation, weight):
             if isinstance(reason, str):
                 reading.reasons.setdefault(node.name, reason)
@@ -222,8 +225,20 @@ def _read_layers(
         reading.activations[node.name] = activation
         if isinstance(weight, QuantParams):
             reading.weights[node.name] = weight
-        used.setdefault(match.dequantize.node.name, []).append(node.name)
+        for one in (match,) if second is None else (match, second):
+            layers = used.setdefault(one.dequantize.node.name, [])
+            layers += [node.name] if node.name not in layers else []
     return used
+
+
+def _symmetric(activation: QuantParams | str) -> QuantParams | str:
+    """One of the two activations that a layer multiplies, or why it is none that the chip takes."""
+    if isinstance(activation, str):
+        return activation
+    if activation.num_bits != 8 or activation.offset != 0:
+        found = "a zero point" if activation.num_bits == 8 else f"{activation.num_bits} bits"
+        return f"one of its inputs has {found}; a product of two activations takes 8 bits and symmetric scales"
+    return activation
 
 
 def _match_behind(tensor: Tensor, matches: dict[int, _Match]) -> _Match | None:

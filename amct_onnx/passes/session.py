@@ -42,6 +42,11 @@ class Session:
     outputs: list[str]
     kept: list[object]
 
+    @property
+    def inputs(self) -> list[str]:
+        """The names of what it takes."""
+        return [value.name for value in self.inner.get_inputs()]
+
     def run(self, feed: Mapping[str, NDArray[Any]], what: str) -> dict[str, NDArray[Any]]:
         """Every output for one feed. May be called from several threads at once.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,17 +24,40 @@ class LayerPlan:
     """The decision for one layer.
 
     name, op_type: the node.
-    activation: algorithm for input 0, with `asymmetric` decided; or what it would find, where that is given.
-    weight: algorithm for the weight, with `channel_wise` decided; or what it would find. AveragePool has no weight and
-        ignores it.
-    balancer: moves outliers from the input to the weight; None for no balancing.
+    activation: algorithm for input 0, with `asymmetric` decided; or what it would find, where that is given. It is also
+        for input 1 where that is an activation.
+    weight: algorithm for the weight, with `channel_wise` decided; or what it would find. A layer without a weight
+        ignores it; where input 1 is an activation, it holds what is given for that.
+    balancer: moves outliers from the input to the weight; or its factors, where they are given; None for no balancing.
+    cluster: the integers that are left to the weight, where they are given; else empty.
     """
 
     name: str
     op_type: str
     activation: Ifmr | Hfmg | QuantParams
     weight: Arq | AdaRound | Nuq | QuantParams
-    balancer: Dmq | None = None
+    balancer: Dmq | tuple[float, ...] | None = None
+    cluster: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TensorPlan:
+    """The decision for one input of a node that is no layer: it goes through integers and back.
+
+    node, index: which input of which node.
+    activation: algorithm; `asymmetric` is decided.
+    joint: it shares its scale with the other input of the node, which is planned too.
+    """
+
+    node: str
+    index: int
+    activation: Ifmr | Hfmg | QuantParams
+    joint: bool = False
+
+    @property
+    def key(self) -> str:
+        """What it is called in tables and records."""
+        return f"{self.node}:{self.index}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +65,7 @@ class QuantPlan:
     """One decision for every node of the model.
 
     layers: what is quantized, in the order of the graph.
+    tensors: single inputs of other nodes that are quantized.
     disabled: what could be quantized and was switched off by the user, in the order of the graph.
     folded: nodes that were folded into another one, which computes what they did -> that one.
     skipped: every other node and the disabled ones -> the reason, a sentence that a user can read.
@@ -50,9 +75,11 @@ class QuantPlan:
     balance_batches: batches that balancing looks at; None for all.
     fold_balancers: balancing leaves no Mul where it can be folded into what produces the input.
     fp16_scales: activation scales are rounded to what fp16 holds.
+    cut_scales: layers whose dequantization scale is cut to 19 bits.
     """
 
     layers: Mapping[str, LayerPlan] = field(default_factory=dict)
+    tensors: tuple[TensorPlan, ...] = ()
     disabled: Mapping[str, LayerPlan] = field(default_factory=dict)
     folded: Mapping[str, str] = field(default_factory=dict)
     skipped: Mapping[str, str] = field(default_factory=dict)
@@ -64,6 +91,7 @@ class QuantPlan:
     balance_batches: int | None = None
     fold_balancers: bool = False
     fp16_scales: bool = False
+    cut_scales: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,9 +104,12 @@ class QuantState:
     folded: nodes that were folded into another one, which computes what they did -> that one.
     remarks: nodes that stayed -> why a pass that looked at them left them.
     balances: layer -> what its weight was multiplied by and its input divided by, [Cin].
-    activations, weights: layer -> parameters of its input and of its weight.
+    activations: layer, or key of a tensor that is quantized by itself -> parameters of its input.
+    weights: layer -> parameters of its weight, or of the second input where it multiplies two activations.
+    softened: layer -> its weight, softly rounded, that activations are observed behind; in its own layout and type.
     clusters: layer -> the integers that NUQ leaves to its weight, int8, ascending.
-    left_float: planned layers that turned out not to be quantizable -> the reason.
+    rounded: layer -> its weight as integers, where they are not the nearest; int8, output channels first.
+    left_float: planned layers and tensors that turned out not to be quantizable -> the reason.
     """
 
     graph: Graph
@@ -89,12 +120,18 @@ class QuantState:
     balances: dict[str, NDArray[np.float32]] = field(default_factory=dict)
     activations: dict[str, QuantParams] = field(default_factory=dict)
     weights: dict[str, QuantParams] = field(default_factory=dict)
+    softened: dict[str, NDArray[np.floating[Any]]] = field(default_factory=dict)
     clusters: dict[str, NDArray[np.int8]] = field(default_factory=dict)
+    rounded: dict[str, NDArray[np.int8]] = field(default_factory=dict)
     left_float: dict[str, str] = field(default_factory=dict)
 
     def layers(self) -> list[LayerPlan]:
         """The planned layers that are still to be quantized, in the order of the graph."""
         return [layer for name, layer in self.plan.layers.items() if name not in self.left_float]
+
+    def tensors(self) -> list[TensorPlan]:
+        """The planned tensors that are still to be quantized."""
+        return [tensor for tensor in self.plan.tensors if tensor.key not in self.left_float]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from amct_onnx.kernels.quant_params import QuantParams
 from amct_onnx.passes.invariants import ACTIVATIONS_KNOWN, PLANNED, UNSHARED, WEIGHTS_KNOWN
-from amct_onnx.passes.layers import has_weight
+from amct_onnx.passes.layers import has_weight, is_product
 from amct_onnx.passes.quantize_weights import require_finite
 from amct_onnx.passes.state import Pass, QuantState
 
@@ -14,10 +16,17 @@ def _run(state: QuantState) -> None:
     for layer in state.layers():
         assert isinstance(layer.activation, QuantParams), "the plan gives every scale"
         state.activations[layer.name] = layer.activation
-        if has_weight(nodes[layer.name]):
+        node = nodes[layer.name]
+        if has_weight(node):
+            require_finite(state, node)
+        if has_weight(node) or is_product(node):
             assert isinstance(layer.weight, QuantParams), "the plan gives every scale"
-            require_finite(state, nodes[layer.name])
             state.weights[layer.name] = layer.weight
+        if layer.cluster:
+            state.clusters[layer.name] = np.array(sorted(layer.cluster), np.int8)
+    for tensor in state.tensors():
+        assert isinstance(tensor.activation, QuantParams), "the plan gives every scale"
+        state.activations[tensor.key] = tensor.activation
 
 
 TAKE_GIVEN = Pass(

@@ -23,7 +23,7 @@ from amct_onnx.deploy.merging import find_merges
 from amct_onnx.deploy.profiles import PROFILES, Profile, profile_of
 from amct_onnx.deploy.simulate import in_order, simulated
 from amct_onnx.errors import DataError
-from amct_onnx.formats.model_file import read_model
+from amct_onnx.formats.model_file import ModelSource, read_model
 from amct_onnx.passes.graph import Graph
 from amct_onnx.passes.weights import LightModel
 from amct_onnx.report.compare import RunningError, TensorError
@@ -125,7 +125,7 @@ def _plain(value: Any) -> Any:
 
 
 def agreement(
-    float_model: Model,
+    float_model: ModelSource | LightModel,
     fake_quant: Model,
     deploy: Model,
     feeds: Iterable[Feed],

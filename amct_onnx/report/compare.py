@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -13,7 +12,7 @@ import onnx
 from numpy.typing import NDArray
 
 from amct_onnx.errors import ModelError
-from amct_onnx.formats.model_file import read_model
+from amct_onnx.formats.model_file import ModelSource, read_model
 from amct_onnx.passes.session import open_session
 from amct_onnx.passes.weights import LightModel
 
@@ -46,8 +45,8 @@ class Comparison:
 
 
 def compare_models(
-    reference: str | os.PathLike[str] | onnx.ModelProto | LightModel,
-    other: str | os.PathLike[str] | onnx.ModelProto | LightModel,
+    reference: ModelSource | LightModel,
+    other: ModelSource | LightModel,
     feeds: Iterable[Mapping[str, NDArray[Any]]],
     *,
     layers: bool = True,

@@ -8,7 +8,9 @@ from rich.table import Table
 from rich.text import Text
 
 from amct_onnx.deploy.verify import VerifyReport
+from amct_onnx.kernels.hfmg import Hfmg
 from amct_onnx.kernels.ifmr import Ifmr
+from amct_onnx.kernels.nuq import Nuq
 from amct_onnx.kernels.quant_params import QuantParams
 from amct_onnx.passes.state import LayerPlan, QuantPlan
 from amct_onnx.report.agreement import Agreement
@@ -30,9 +32,15 @@ def plan_table(plan: QuantPlan, op_types: Mapping[str, str], *, everything: bool
     for name, op_type in op_types.items():
         if name in plan.layers:
             layer = plan.layers[name]
-            _row(table, name, op_type, _activation(layer), _weight(layer), "; ".join(plan.notes.get(name, ())))
+            _row(
+                table, name, op_type, _activation(layer.activation), _weight(layer), "; ".join(plan.notes.get(name, ()))
+            )
         elif name in plan.skipped and (everything or not plan.skipped[name].endswith("operator that can be quantized")):
             _row(table, name, op_type, "float", "", plan.skipped[name])
+        for tensor in plan.tensors:
+            if tensor.node == name:
+                note = "one scale with the other input" if tensor.joint else "this input alone"
+                _row(table, tensor.key, op_type, _activation(tensor.activation), "", note)
     return table
 
 
@@ -106,19 +114,21 @@ def _row(table: Table, *cells: str) -> None:
     table.add_row(*(Text(cell) for cell in cells))
 
 
-def _activation(layer: LayerPlan) -> str:
-    if isinstance(layer.activation, QuantParams):
-        return f"int{layer.activation.num_bits} given"
-    algorithm = "ifmr" if isinstance(layer.activation, Ifmr) else "hfmg"
-    sign = "asymmetric" if layer.activation.asymmetric else "symmetric"
-    return f"int{layer.activation.num_bits} {sign} {algorithm}"
+def _activation(activation: Ifmr | Hfmg | QuantParams) -> str:
+    if isinstance(activation, QuantParams):
+        return f"int{activation.num_bits} given"
+    algorithm = "ifmr" if isinstance(activation, Ifmr) else "hfmg"
+    sign = "asymmetric" if activation.asymmetric else "symmetric"
+    return f"int{activation.num_bits} {sign} {algorithm}"
 
 
 def _weight(layer: LayerPlan) -> str:
     if layer.op_type == "AveragePool":
         return ""
     weight = layer.weight
-    bits = getattr(weight, "num_bits", 8)
+    balanced = ", dmq" if layer.balancer is not None else ""
+    if isinstance(weight, Nuq):
+        return f"nuq, {weight.num_steps} integers{balanced}"
     if isinstance(weight, QuantParams):
-        return f"int{bits} {'per tensor' if weight.axis is None else 'per channel'} given"
-    return f"int{bits} {'per channel' if getattr(weight, 'channel_wise', False) else 'per tensor'}"
+        return f"int{weight.num_bits} {'per tensor' if weight.axis is None else 'per channel'} given"
+    return f"int{weight.num_bits} {'per channel' if weight.channel_wise else 'per tensor'}{balanced}"

@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from amct_onnx.errors import ArgumentError, ConfigError, NotAvailableError, OutputError
+from amct_onnx.errors import ArgumentError, ConfigError, OutputError
 from amct_onnx.formats.model_file import read_model
 from amct_onnx.passes.weights import LightModel
 
@@ -52,16 +52,11 @@ def require_apart(written: Mapping[str, Path], read: Mapping[str, Path]) -> None
 
 
 def read_source(model_file: object, weights_file: object = None) -> LightModel:
-    """The float model.
+    """The float model: an .onnx file, or Caffe's two.
 
     Raises:
         ArgumentError: one of the two is no path.
-        NotAvailableError: the model is one of Caffe.
-        ModelError: the file is not there, or no ONNX model.
+        ModelError: a file is not there, or no model.
     """
     path = path_of("model_file", model_file)
-    if path.suffix == ".prototxt" or weights_file is not None:
-        raise NotAvailableError(
-            f"{path}: Caffe models (.prototxt and .caffemodel) are not available yet; give an .onnx file"
-        )
-    return read_model(path)
+    return read_model(path if weights_file is None else (path, path_of("weights_file", weights_file)))

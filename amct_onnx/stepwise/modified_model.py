@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from onnx import TensorProto
 
 from amct_onnx.config import QuantConfig
 from amct_onnx.convert import run_once
@@ -16,13 +17,15 @@ from amct_onnx.errors import ConfigError, DataError, NotAvailableError, RecordEr
 from amct_onnx.formats.config_source import load_config
 from amct_onnx.formats.model_file import write_files
 from amct_onnx.kernels.arq import Arq
+from amct_onnx.kernels.dmq import Dmq
 from amct_onnx.kernels.nuq import Nuq
 from amct_onnx.passes.balance import balance_by, channel_axis, weight_maxima
 from amct_onnx.passes.layers import has_weight, weight_of
 from amct_onnx.passes.manager import run_passes
-from amct_onnx.passes.observe import calibration_model, layers_by_tensor
+from amct_onnx.passes.observe import joint_keys, places_by_tensor
 from amct_onnx.passes.pipelines import FUSE
-from amct_onnx.passes.quantize_weights import FIND_WEIGHT_SCALES
+from amct_onnx.passes.quantize_weights import FIND_WEIGHT_SCALES, with_fake_weights
+from amct_onnx.passes.shapes import infer_types
 from amct_onnx.passes.state import LayerPlan, QuantState
 from amct_onnx.planning import make_plan
 from amct_onnx.prepare import final_plan, prepare, require_same
@@ -63,7 +66,7 @@ def quantize_preprocess(config_file: Paths, record_file: Paths, model_file: Path
     observations = [
         Observation(
             tensor=nodes[layer.name].inputs[0].name,
-            layers=(layer.name,),
+            places=((layer.name, False),),
             algorithm=balancer,
             batch_num=batch_num,
             record_file=record.absolute(),
@@ -73,7 +76,7 @@ def quantize_preprocess(config_file: Paths, record_file: Paths, model_file: Path
             weight_maxima=tuple(map(float, weight_maxima(nodes[layer.name], weight_of(nodes[layer.name])))),
         )
         for number, (layer, balancer) in enumerate((layer, layer.balancer) for layer in layers)
-        if balancer is not None
+        if isinstance(balancer, Dmq)
     ]
     model = with_observers(state.graph.to_light(), observations, _half(state))
     write_files({record: begun({}, BALANCING, batch_num), modified: model})
@@ -105,22 +108,25 @@ def quantize_model(config_file: Paths, model_file: Paths, modified_onnx_file: Pa
     run_passes((balance_by(factors), FIND_WEIGHT_SCALES), state)
     state = replace(state, plan=final_plan(state))
     batch_num = state.plan.batch_num or 1
-    tensors = layers_by_tensor(state)
+    watched = places_by_tensor(state)
+    keys = tuple(tensor.key for tensor in state.tensors())
     observations = [
         Observation(
             tensor=tensor,
-            layers=tuple(layers),
+            places=tuple(places),
+            tensors=keys if number == 0 else (),
+            joint=tuple(joint_keys(state.plan)) if number == 0 else (),
             algorithm=activation,
             batch_num=batch_num,
             record_file=record.absolute(),
             number=number,
-            total=len(tensors),
+            total=len(watched),
             folded=dict(state.plan.folded) if number == 0 else {},
             fp16_scales=state.plan.fp16_scales,
         )
-        for number, ((tensor, activation), layers) in enumerate(tensors.items())
+        for number, ((tensor, activation), places) in enumerate(watched.items())
     ]
-    model = with_observers(calibration_model(state), observations, _half(state))
+    model = with_observers(with_fake_weights(state).to_light(), observations, _half(state))
     write_files({record: begun(layer_records(state), CALIBRATION, batch_num), modified: model})
 
 
@@ -177,6 +183,9 @@ def _read_factors(state: QuantState, record: Path) -> Mapping[str, NDArray[np.fl
 
 
 def _half(state: QuantState) -> frozenset[str]:
-    """The inputs of layers that are float16."""
+    """The tensors that are known to be float16: by inference, or since they meet a weight that is."""
+    types = infer_types(state.graph)
+    found = {name for name, known in types.items() if known.elem_type == TensorProto.FLOAT16}
     nodes = [node for node in state.graph.nodes if node.name in state.plan.layers]
-    return frozenset(node.inputs[0].name for node in nodes if has_weight(node) and node.inputs[1].dtype == np.float16)
+    found.update(node.inputs[0].name for node in nodes if has_weight(node) and node.inputs[1].dtype == np.float16)
+    return frozenset(found)

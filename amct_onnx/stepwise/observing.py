@@ -7,7 +7,6 @@ factors, once, and looks at nothing more. A later session that gets as far repla
 from __future__ import annotations
 
 import logging
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from threading import Lock
 from typing import Any
@@ -16,11 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from amct_onnx.kernels.dmq import Dmq, MaximaObserver, balance_factors
-from amct_onnx.kernels.quant_params import QuantParams
 from amct_onnx.passes.calibration import why_unusable
 from amct_onnx.passes.observation import Watch
-from amct_onnx.passes.observe import RangeObserver, in_fp16, observer_for
-from amct_onnx.passes.resources import available_cores
+from amct_onnx.passes.observe import RangeObserver, Scales, observer_for, scales_of
 from amct_onnx.stepwise.observing_nodes import Observation
 from amct_onnx.stepwise.record_state import BALANCING, CALIBRATION, note_progress, write_balances, write_scales
 
@@ -90,20 +87,28 @@ class Observing:
         if passed < observation.batch_num:
             note_progress(observation.record_file, phase, passed, observation.batch_num)
         elif phase == BALANCING:
-            write_balances(observation.record_file, self._found(_factors))
+            write_balances(observation.record_file, self._factors())
         else:
-            write_scales(observation.record_file, self._found(_scales))
+            write_scales(observation.record_file, self._scales(), self._nodes[0].observation.tensors)
 
-    def _found(self, search: Any) -> dict[str, Any]:
-        """Layer -> what `search` finds for it; None, with a warning, where nothing can be found."""
+    def _scales(self) -> Scales:
         nodes = [self._nodes[number] for number in sorted(self._nodes)]
-        found: dict[str, Any] = {}
-        with ThreadPoolExecutor(available_cores()) as threads:
-            for node, result in zip(nodes, threads.map(search, nodes), strict=True):
-                for layer in node.observation.layers:
-                    if isinstance(result, str):
-                        _log.warning("layer %r stays float: %s", layer, result)
-                    found[layer] = None if isinstance(result, str) else result
+        served = [(_watch(node), _range(node), list(node.observation.places)) for node in nodes]
+        first = nodes[0].observation
+        scales = scales_of(served, first.joint, fp16=first.fp16_scales)
+        for name, reason in scales.left_float.items():
+            _log.warning("layer %r stays float: %s", name, reason)
+        return scales
+
+    def _factors(self) -> dict[str, NDArray[np.float32]]:
+        """DMQ's factors of each layer, where any can be found."""
+        found = {}
+        for node in (self._nodes[number] for number in sorted(self._nodes)):
+            ((layer, _),) = node.observation.places
+            if reason := why_unusable(_watch(node)):
+                _log.warning("layer %r stays float: %s", layer, reason)
+            else:
+                found[layer] = _factors(node)
         return found
 
 
@@ -113,23 +118,16 @@ def _observer(observation: Observation) -> RangeObserver | MaximaObserver:
     return observer_for(observation.algorithm)
 
 
-def _why_unusable(node: _Node) -> str | None:
-    return why_unusable(Watch(tensor=node.observation.tensor, observer=node.observer))
+def _watch(node: _Node) -> Watch:
+    return Watch(tensor=node.observation.tensor, observer=node.observer)
 
 
-def _scales(node: _Node) -> QuantParams | str:
-    """What was found, or why nothing can be."""
-    if reason := _why_unusable(node):
-        return reason
+def _range(node: _Node) -> RangeObserver:
     assert not isinstance(node.observer, MaximaObserver), "it has no scale"
-    params = node.observer.params()
-    return in_fp16(params) if node.observation.fp16_scales else params
+    return node.observer
 
 
-def _factors(node: _Node) -> NDArray[np.float32] | str:
-    """What was found, or why nothing can be."""
-    if reason := _why_unusable(node):
-        return reason
+def _factors(node: _Node) -> NDArray[np.float32]:
     assert isinstance(node.observer, MaximaObserver), "it has no maxima"
     assert isinstance(node.observation.algorithm, Dmq), "it balances nothing"
     weight = np.array(node.observation.weight_maxima, np.float32)

@@ -39,7 +39,9 @@ class Observation:
     """What one node says.
 
     tensor: what it looks at.
-    layers: those that read the tensor.
+    places: what it is for, as `record` names it; and whether it is the second input of that layer.
+    tensors: of the first node: the places that are no layers, in the order of the record.
+    joint: of the first node: places that share a scale, two by two.
     algorithm: what finds the factors.
     batch_num: batches to look at.
     record_file: where the factors go, an absolute path.
@@ -50,12 +52,14 @@ class Observation:
     """
 
     tensor: str
-    layers: tuple[str, ...]
+    places: tuple[tuple[str, bool], ...]
     algorithm: Ifmr | Hfmg | Dmq
     batch_num: int
     record_file: Path
     number: int
     total: int
+    tensors: tuple[str, ...] = ()
+    joint: tuple[tuple[str, ...], ...] = ()
     folded: Mapping[str, str] = field(default_factory=dict)
     fp16_scales: bool = False
     axis: int = 1
@@ -88,7 +92,7 @@ def observation_of(settings: str) -> Observation:
 
 
 def _tuple(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
+    return tuple(_tuple(item) for item in value) if isinstance(value, list) else value
 
 
 def with_observers(model: LightModel, observations: Sequence[Observation], half: frozenset[str]) -> LightModel:
@@ -102,7 +106,7 @@ def with_observers(model: LightModel, observations: Sequence[Observation], half:
     domains = {HALF_DOMAIN if observation.tensor in half else DOMAIN: None for observation in observations}
     for observation in observations:
         domain = HALF_DOMAIN if observation.tensor in half else DOMAIN
-        name = unique_name(f"{observation.layers[0]}.{observation.op_type}", taken)
+        name = unique_name(f"{observation.places[0][0]}.{observation.op_type}", taken)
         source = observation.tensor
         if domain == HALF_DOMAIN:
             casts = _widened(source, name, taken, _opset_of(proto))

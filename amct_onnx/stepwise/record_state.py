@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +17,8 @@ from amct_onnx.errors import RecordError
 from amct_onnx.formats.model_file import write_files
 from amct_onnx.formats.record import LayerRecord, format_record, parse_record
 from amct_onnx.formats.text_file import read_text
-from amct_onnx.kernels.quant_params import QuantParams
+from amct_onnx.passes.observe import Scales
+from amct_onnx.results import tensor_record
 
 CALIBRATION, BALANCING = "calibration", "balancing"
 """What a record waits for; the second is DMQ's."""
@@ -44,25 +45,42 @@ def note_failure(path: Path, phase: str, reason: str) -> None:
     text = read_text(path, RecordError)
     found = _PROGRESS.match(text) or _FAILURE.match(text)
     rest = text[found.end() :] if found is not None else text
-    write_files({path: f"# {phase} failed: {' '.join(reason.split())}\n{rest}"})
+    write_files({path: _failure(phase, reason) + rest})
 
 
-def write_scales(path: Path, layers: Mapping[str, QuantParams | None]) -> None:
-    """Add what was found of the activations; an entry for which there is None is taken out, its layer stays float."""
+def write_scales(path: Path, scales: Scales, tensors: Sequence[str]) -> None:
+    """Add what was found of the activations; the entry of what stays float is taken out.
+
+    tensors: what is no layer, and has had no entry so far.
+    """
     records = dict(parse_record(read_text(path, RecordError), str(path), calibrated=False))
-    for name, found in layers.items():
-        if found is None:
-            records.pop(name, None)
-        elif name in records:  # else somebody took it out
+    for name, found in scales.activations.items():
+        if name in records:  # else somebody took it out, or it is a tensor
             scale, offset = float(found.scale), int(found.offset)
             records[name] = replace(records[name], scale_d=scale, offset_d=offset, act_type=f"INT{found.num_bits}")
-    write_files({path: format_record(records)})
+    for name, found in scales.seconds.items():
+        if name in records:
+            weight = (float(found.scale),)
+            records[name] = replace(records[name], scale_w=weight, offset_w=(0,), wts_type=f"INT{found.num_bits}")
+    for name in scales.left_float:
+        records.pop(name, None)
+    records |= {name: tensor_record(scales.activations[name]) for name in tensors if name not in scales.left_float}
+    _write(path, CALIBRATION, records)
 
 
-def write_balances(path: Path, layers: Mapping[str, NDArray[np.float32] | None]) -> None:
-    """Write a record file of DMQ's factors; a layer for which there is None has no entry."""
-    factors = {name: tuple(map(float, found)) for name, found in layers.items() if found is not None}
-    write_files({path: format_record({n: LayerRecord(tensor_balance_factor=found) for n, found in factors.items()})})
+def write_balances(path: Path, factors: Mapping[str, NDArray[np.float32]]) -> None:
+    """Write a record file of DMQ's factors."""
+    records = {name: LayerRecord(tensor_balance_factor=tuple(map(float, found))) for name, found in factors.items()}
+    _write(path, BALANCING, records)
+
+
+def _write(path: Path, phase: str, records: Mapping[str, LayerRecord]) -> None:
+    nothing = _failure(phase, "no layer has an input that anything could be found from: all are NaN, inf or empty")
+    write_files({path: format_record(records) or nothing})
+
+
+def _failure(phase: str, reason: str) -> str:
+    return f"# {phase} failed: {' '.join(reason.split())}\n"
 
 
 def read_complete(path: Path, phase: str) -> dict[str, LayerRecord]:

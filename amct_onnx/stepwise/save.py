@@ -8,10 +8,11 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
-from amct_onnx.convert import given_layers, run_once
+from amct_onnx.convert import run_once
 from amct_onnx.data import Feed
-from amct_onnx.errors import DataError, ModelError, located
+from amct_onnx.errors import DataError, ModelError, RecordError, located
 from amct_onnx.formats.model_file import read_model
+from amct_onnx.given import given_layers, given_tensors
 from amct_onnx.kernels.dmq import Dmq
 from amct_onnx.passes.fit_biases import FIT_BIASES
 from amct_onnx.passes.graph import Array
@@ -56,9 +57,13 @@ def save_model(
     records = read_complete(record, CALIBRATION)
     state, session = prepare(source)
     with located(str(record)):
-        given = given_layers(state, records, is_applied=True)
+        layers = given_layers(state, records)
+        given = {name: replace(layer, factors=()) for name, layer in layers.items()}  # the weights are balanced
+        tensors = given_tensors(state, records, given)
+        if not given and not tensors:
+            raise RecordError("no record has factors, so there is no layer to quantize")
     reason = "the record has no factors for it"
-    plan = plan_given(state, given, {}, reason, do_fusion=False)
+    plan = plan_given(state, given, {}, reason, tensors=tensors, do_fusion=False)
     state = replace(state, plan=replace(plan, folded=observations[0].folded))
     feed: Feed | None = None
     expected: Mapping[str, Array] = {}

@@ -10,6 +10,7 @@ import onnx
 import pytest
 from graphs import sqnr
 
+from amct_onnx import AdaRound, Arq, LayerConfig, QuantConfig, quantize_onnx
 from real.efficientnet import efficientnet
 from real.inputs import (
     IMAGENET_MEAN,
@@ -58,6 +59,17 @@ def test_efficientnet_lite0_keeps_its_answers(cfg: str | None, tmp_path: Path) -
     assert efficientnet_float() == pytest.approx(89.0, abs=0.5)
     # measured 88.75 either way
     assert right(result.fake_quant_model, evaluation, classes("eval")) >= efficientnet_float() - 1
+
+
+def test_learned_rounding_brings_efficientnet_lite0_nearer_to_the_float_model() -> None:
+    calibration, evaluation = (efficientnet_feeds(crops(part, 256, 224))[::8] for part in ("calib", "eval"))
+    wanted = first_output(efficientnet(), evaluation)
+    found = []
+    for weight in (Arq(), AdaRound(num_iteration=100, amct_scales=False)):
+        config = QuantConfig(wide_fusion=True, common_config=LayerConfig(weight=weight))
+        result = quantize_onnx(efficientnet(), config, calibration=calibration)
+        found.append(sqnr(wanted, first_output(result.fake_quant_model, evaluation)))
+    assert found[1] > found[0] + 3  # measured 19.1 and, with 300 steps, 25.8
 
 
 def test_efficientnet_lite0_is_as_near_with_and_without_optimizations() -> None:
