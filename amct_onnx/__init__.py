@@ -7,6 +7,7 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from amct_onnx.auto_calibration.run import accuracy_based_auto_calibration as accuracy_based_auto_calibration
     from amct_onnx.caffe import import_caffe as import_caffe
     from amct_onnx.config import LayerConfig as LayerConfig
     from amct_onnx.config import NuqConfig as NuqConfig
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from amct_onnx.errors import ArgumentError as ArgumentError
     from amct_onnx.errors import ConfigError as ConfigError
     from amct_onnx.errors import DataError as DataError
+    from amct_onnx.errors import EvaluatorError as EvaluatorError
     from amct_onnx.errors import ModelError as ModelError
     from amct_onnx.errors import NotAvailableError as NotAvailableError
     from amct_onnx.errors import OutputError as OutputError
@@ -54,6 +56,7 @@ if TYPE_CHECKING:
 
 # Where each name lives. Loaded on first use: importing the package stays cheap.
 _HOMES = {
+    "amct_onnx.auto_calibration.run": "accuracy_based_auto_calibration",
     "amct_onnx.caffe": "import_caffe",
     "amct_onnx.config": "LayerConfig NuqConfig QuantConfig TensorConfig",
     "amct_onnx.convert": "convert_model import_qdq",
@@ -65,8 +68,8 @@ _HOMES = {
     "amct_onnx.kernels.hfmg": "Hfmg",
     "amct_onnx.kernels.ifmr": "Ifmr",
     "amct_onnx.kernels.nuq": "Nuq",
-    "amct_onnx.errors": "AmctError ArgumentError ConfigError DataError ModelError NotAvailableError OutputError "
-    "PassError RecordError",
+    "amct_onnx.errors": "AmctError ArgumentError ConfigError DataError EvaluatorError ModelError NotAvailableError "
+    "OutputError PassError RecordError",
     "amct_onnx.quantize": "quantize_onnx",
     "amct_onnx.report.compare": "compare_models",
     "amct_onnx.results": "QuantizeResult",

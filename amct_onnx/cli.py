@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from amct_onnx.auto_calibration.protocol import STRATEGIES
 from amct_onnx.cli_help import EXAMPLES
 from amct_onnx.data import CalibrationSource, InputSpec, checked_feeds, input_specs, raw_feeds
 from amct_onnx.errors import AmctError, ConfigError, DataError, OutputError
@@ -103,7 +104,18 @@ def _add_calibration(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch_num", type=int, help="batches to use without --calibration_config")
     parser.add_argument("--format", choices=["qdq"], help="also write <save_path>_qdq_model.onnx, which others read")
     _add_data(parser)
-    parser.add_argument("--evaluator", help=argparse.SUPPRESS)
+    evaluator = parser.add_argument_group("the user's own loop", "instead of calibration data")
+    evaluator.add_argument(
+        "--evaluator",
+        metavar="SCRIPT",
+        help="a Python script with an evaluator; one that judges models too decides which layers stay float",
+    )
+    evaluator.add_argument(
+        "--strategy",
+        choices=STRATEGIES,
+        help="how these are looked for: Greedy (the default) needs fewer float layers than AMCT's BinarySearch; "
+        "GreedyInt16 tries 16-bit activations before it leaves layers float",
+    )
     parser.set_defaults(command=_calibration)
 
 
@@ -219,10 +231,10 @@ def _add_completion(parser: argparse.ArgumentParser, commands: Any) -> None:
 def _calibration(options: argparse.Namespace) -> None:
     from amct_onnx.quantize import quantize_onnx
 
-    if options.evaluator:
-        raise ConfigError(
-            "--evaluator is not available yet; give the data with --data, or --data_dir and its companions"
-        )
+    if options.evaluator is not None:
+        return _calibration_by_evaluator(options)
+    if options.strategy is not None:
+        raise ConfigError("--strategy goes with --evaluator: it chooses layers by what an evaluator says of models")
     source, batch_num = _data_source(options)
     _quant_json(options)
     if options.calibration_config is not None and options.batch_num is not None:
@@ -238,6 +250,31 @@ def _calibration(options: argparse.Namespace) -> None:
         **given,
     )
     _show_result(result, options, "fake-quant against float, first batch")
+
+
+def _calibration_by_evaluator(options: argparse.Namespace) -> None:
+    from amct_onnx.auto_calibration.command import run_evaluator
+    from amct_onnx.auto_calibration.run import AutoCalibrationResult
+    from amct_onnx.auto_calibration.trial_table import trial_table
+
+    names = ("data", "data_dir", "data_types", "input_shape", "format")
+    if given := [f"--{name}" for name in names if getattr(options, name) is not None]:
+        raise ConfigError(f"--evaluator excludes {', '.join(given)}")
+    if options.calibration_config is not None and options.batch_num is not None:
+        _log.warning("--batch_num is not used: the number of batches stands in %s", options.calibration_config)
+    found = run_evaluator(
+        options.model,
+        options.evaluator,
+        options.save_path,
+        config=options.calibration_config,
+        batch_num=options.batch_num or 1,
+        strategy=options.strategy,
+    )
+    if not isinstance(found, AutoCalibrationResult):
+        return _show_result(found, options, "fake-quant against float, first batch")
+    _show(trial_table(found))
+    for path in found.files:
+        print(path)
 
 
 def _show_result(result: QuantizeResult, options: argparse.Namespace, title: str) -> None:

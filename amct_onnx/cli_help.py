@@ -6,10 +6,12 @@ examples:
   amct_onnx calibration --model net.onnx --save_path out/net --data data/
   amct_onnx calibration --model=net.onnx --save_path=out/net --data_dir=bins --data_types=float32 \\
       --input_shape="image:1,1,8,8" --batch_num=2 --calibration_config=quant.cfg
+  amct_onnx calibration --model net.onnx --save_path out/net --evaluator evaluator.py --batch_num 2
 
 --data is the easy form: a directory with one batch per file (.npy, .npz or raw), or one .npz or .npy file. The other
 three are AMCT's: raw files, whose element type and shape must be said. A shape may follow a name with colons in it:
-the last colon counts. All options may be written --option value or --option=value.
+the last colon counts. --evaluator takes a loop of the user's own instead, see docs/auto-calibration.md.
+All options may be written --option value or --option=value.
 Exit status: 0 written, 1 an error, which is explained and leaves no file, 2 wrong usage.
 """,
     "convert": """\

@@ -7,6 +7,7 @@ AmctError
 ├── DataError           the calibration data do not fit the model (also a ValueError)
 ├── RecordError         a record file cannot be read or does not fit the model (also a ValueError)
 ├── OutputError         a result cannot be written (also an OSError)
+├── EvaluatorError      code of the user's own, called for accuracy, failed (also a RuntimeError)
 ├── PassError           a rewrite failed or broke an invariant; always a fault of the engine (also a RuntimeError)
 └── NotAvailableError   a valid request that this version does not carry out (also a NotImplementedError)
 
@@ -46,6 +47,10 @@ class RecordError(AmctError, ValueError):
 
 class OutputError(AmctError, OSError):
     """A result cannot be written."""
+
+
+class EvaluatorError(AmctError, RuntimeError):
+    """An evaluator, a strategy or a sensitivity of the user's own failed, or gave what cannot be used."""
 
 
 class PassError(AmctError, RuntimeError):

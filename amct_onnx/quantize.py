@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Executor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from amct_onnx.config import QuantConfig, with_options
@@ -17,9 +17,12 @@ from amct_onnx.formats.model_file import ModelSource, read_model
 from amct_onnx.kernels.adaround import AdaRound
 from amct_onnx.kernels.checks import require_int
 from amct_onnx.passes.calibration import CalibrationRun
+from amct_onnx.passes.graph import Array
 from amct_onnx.passes.manager import run_passes
 from amct_onnx.passes.observe import warm_up_beside
 from amct_onnx.passes.pipelines import FUSE, calibrate
+from amct_onnx.passes.state import QuantPlan, QuantState
+from amct_onnx.passes.weights import LightModel
 from amct_onnx.planning import make_plan
 from amct_onnx.prepare import final_plan, prepare, require_same
 from amct_onnx.progress import Progress
@@ -66,6 +69,48 @@ def quantize_onnx(
     source = read_model(model)
     config = with_options(load_config(cfg), options)
     target = None if save_path is None else Target.of(save_path, {"model": model}, (*FILES, QDQ_FILE) if qdq else FILES)
+    found = calibrated(source, config, calibration, memory_limit=memory_limit, executor=executor, show=show)
+    with show.phase("write and verify"):
+        results = make_results(found.state, found.text(), qdq=qdq)
+        return finish(found.state, results, target, found.expected, found.feeds.first, measure_layers)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Calibrated:
+    """A model whose scales are known and which is not rewritten yet.
+
+    state: the prepared float graph, the final plan and its scales.
+    config: what was asked for.
+    feeds: the calibration batches.
+    batch_num: how many of them were used.
+    expected: what the model makes of the first one.
+    """
+
+    state: QuantState
+    config: QuantConfig
+    feeds: Feeds
+    batch_num: int
+    expected: Mapping[str, Array]
+
+    def text(self, plan: QuantPlan | None = None) -> str:
+        """The configuration as AMCT's JSON, of another plan than the own where one is given."""
+        return format_json(self.config, json_layers(plan or self.state.plan), batch_num=self.batch_num)
+
+
+def calibrated(
+    source: LightModel,
+    config: QuantConfig,
+    calibration: CalibrationSource | None,
+    *,
+    memory_limit: int | None = None,
+    executor: Executor | None = None,
+    show: Progress,
+) -> Calibrated:
+    """Prepare a model and find its scales; the arguments are those of `quantize_onnx`.
+
+    Raises:
+        ConfigError, ModelError, DataError, NotAvailableError: as `quantize_onnx`.
+    """
     with show.phase("prepare"):
         state, session = prepare(source)
         state = replace(state, plan=make_plan(state, config))
@@ -90,10 +135,7 @@ def quantize_onnx(
     )
     run_passes(calibrate(run), state)
     state = replace(state, plan=final_plan(state))
-    with show.phase("write and verify"):
-        text = format_json(config, json_layers(state.plan), batch_num=shown.count)
-        results = make_results(state, text, qdq=qdq)
-        return finish(state, results, target, expected, feeds.first, measure_layers)
+    return Calibrated(state=state, config=config, feeds=feeds, batch_num=shown.count, expected=expected)
 
 
 def _check_run(memory_limit: object, executor: object) -> None:

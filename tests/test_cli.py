@@ -221,7 +221,6 @@ def test_the_inputs_may_be_listed_in_any_order(colons, tmp_path):
         ({"--data_dir": None}, ["missing", "--data_dir"]),
         ({"--data_types": None, "--input_shape": None}, ["missing", "--data_types", "--input_shape"]),
         ({"--data": "x.npz"}, ["--data excludes", "--data_dir", "--data_types", "--input_shape"]),
-        ({"--evaluator": "mine.py"}, ["--evaluator", "not available"]),
     ],
 )
 def test_what_does_not_fit_together_is_told_in_one_line(raw_digits, changed, parts, capfd):

@@ -53,6 +53,10 @@ def folder(tmp_path, monkeypatch):
         np.save(tmp_path / "data" / f"{batch}.npy", images[8 * batch : 8 * batch + 8])
         images[batch : batch + 1].tofile(tmp_path / "bins" / f"{batch}.bin")
     (tmp_path / "quant.cfg").write_text("batch_num: 2\n")
+    page = (ROOT / "docs" / "auto-calibration.md").read_text(encoding="utf-8")
+    (tmp_path / "evaluator.py").write_text(page.split("```python\n")[1].split("```")[0])
+    for name in ("calibration.npz", "test.npz"):
+        shutil.copy(DIGITS / name, tmp_path / name)
     made = quantize_onnx(tmp_path / "net.onnx", calibration=images[:8], save_path=tmp_path / "made/net", qdq=True)
     shutil.move(str(made.qdq_model), tmp_path / "qat.onnx")
     shutil.rmtree(tmp_path / "made")

@@ -18,7 +18,9 @@ FLOORS = [
     ["deploy", "planning", "report"],
     ["given", "prepare", "results"],
     ["caffe", "convert", "quantize"],
-    ["retrain", "stepwise"],
+    ["retrain", "selection", "stepwise", "trials"],
+    ["auto_calibration"],
+    ["common"],
     ["cli"],
     ["__init__", "__main__"],
 ]

@@ -19,6 +19,7 @@ NAMES = [
         "Arq",
         "ConfigError",
         "DataError",
+        "EvaluatorError",
         "Dmq",
         "Hfmg",
         "Ifmr",
@@ -32,7 +33,7 @@ NAMES = [
     "verify_deploy_model",
     # AMCT's own, step by step
     *("calibration_session", "convert_qat_model", "create_quant_config", "quantize_model", "quantize_preprocess"),
-    "save_model",
+    *("accuracy_based_auto_calibration", "save_model"),
 ]
 TRAINING_NAMES = [
     *("create_quant_retrain_config", "create_quant_retrain_model", "restore_quant_retrain_model", "retrain_onnx"),
@@ -127,6 +128,7 @@ def test_without_torch_the_error_names_the_extra():
         ("ConfigError", ValueError),
         ("ModelError", ValueError),
         ("DataError", ValueError),
+        ("EvaluatorError", RuntimeError),
         ("RecordError", ValueError),
         ("OutputError", OSError),
         ("PassError", RuntimeError),

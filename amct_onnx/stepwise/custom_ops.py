@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from amct_onnx.errors import ModelError, NotAvailableError
 from amct_onnx.kernels.dmq import Dmq
+from amct_onnx.stepwise.keeping import KEEPERS, Keeping, keeper_of, note_loss
 from amct_onnx.stepwise.observing import Observing
 from amct_onnx.stepwise.observing_nodes import ALGORITHMS, ATTRIBUTE, DOMAIN, HALF_DOMAIN, observation_of
 from amct_onnx.stepwise.record_state import BALANCING, CALIBRATION, note_failure
@@ -29,6 +30,7 @@ from amct_onnx.stepwise.record_state import BALANCING, CALIBRATION, note_failure
 _log = logging.getLogger("amct_onnx")
 
 _opened: WeakKeyDictionary[object, Observing] = WeakKeyDictionary()
+_kept: WeakKeyDictionary[object, Keeping] = WeakKeyDictionary()
 _lock = Lock()
 
 _LATER = 0.1
@@ -38,7 +40,10 @@ _LATER = 0.1
 def _see(array: NDArray[Any], settings: str) -> NDArray[np.float32]:
     """What the operators do. An exception would end the process, for it would be thrown through C++."""
     try:
-        _observing().see(observation_of(settings), array)
+        session = _running()
+        with _lock:
+            observing = _opened.setdefault(session, Observing())
+        observing.see(observation_of(settings), array)
     except KeyboardInterrupt as error:
         _note(settings, error)
         Timer(_LATER, _thread.interrupt_main).start()  # back in the user's loop it does no harm
@@ -52,14 +57,28 @@ def _see_widened(array: NDArray[Any], settings: str) -> NDArray[np.float32]:
     return _see(array[0], settings)
 
 
-def _observing() -> Observing:
-    """The observers of the session that is running."""
+def _keep(array: NDArray[Any], settings: str) -> NDArray[np.float32]:
+    """What the operators do that keep what a model is fed."""
+    try:
+        session = _running()
+        with _lock:
+            keeping = _kept.setdefault(session, Keeping())
+        keeping.see(keeper_of(settings), array)
+    except KeyboardInterrupt as error:
+        _note_loss(settings, error)
+        Timer(_LATER, _thread.interrupt_main).start()
+    except BaseException as error:
+        _note_loss(settings, error)
+    return np.ones((), np.float32)
+
+
+def _running() -> onnxruntime.InferenceSession:
+    """The session that runs."""
     frame: FrameType | None = sys._getframe()
     while frame is not None:
         session = frame.f_locals.get("self")
         if isinstance(session, onnxruntime.InferenceSession) and not _is_parallel(session):
-            with _lock:
-                return _opened.setdefault(session, Observing())
+            return session
         frame = frame.f_back
     raise ModelError("the session runs its nodes in other threads; use run(), and ORT_SEQUENTIAL as execution mode")
 
@@ -80,6 +99,15 @@ def _note(settings: str, error: BaseException) -> None:
         _log.error("this cannot be written down either: %s", second)
 
 
+def _note_loss(settings: str, error: BaseException) -> None:
+    """Leave the error where `kept_batches` finds it; what cannot be written down is at least logged."""
+    try:
+        _log.error("a batch could not be kept: %s", error)
+        note_loss(keeper_of(settings), f"{type(error).__name__}: {error}")
+    except BaseException as second:
+        _log.error("this cannot be written down either: %s", second)
+
+
 def _options() -> onnxruntime.SessionOptions:
     try:
         from onnxruntime_extensions import PyCustomOpDef, get_library_path, onnx_op
@@ -96,6 +124,13 @@ def _options() -> onnxruntime.SessionOptions:
                 outputs=[PyCustomOpDef.dt_float],
                 attrs={ATTRIBUTE: PyCustomOpDef.dt_string},
             )(see)
+    for name, elem_type in KEEPERS.items():
+        onnx_op(
+            op_type=f"{DOMAIN}::{name}",
+            inputs=[elem_type],
+            outputs=[PyCustomOpDef.dt_float],
+            attrs={ATTRIBUTE: PyCustomOpDef.dt_string},
+        )(_keep)
     options = onnxruntime.SessionOptions()
     options.use_deterministic_compute = True
     # Idle threads would take the processor from the observers, which work while the session waits.

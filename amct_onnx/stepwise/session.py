@@ -19,8 +19,9 @@ from amct_onnx.passes.protos import copy_fields
 from amct_onnx.passes.session import open_session
 from amct_onnx.passes.weights import LightModel
 from amct_onnx.stepwise.arguments import path_of
+from amct_onnx.stepwise.keeping import Keeping, without_keepers
 from amct_onnx.stepwise.observing import Observing
-from amct_onnx.stepwise.observing_nodes import without_observers
+from amct_onnx.stepwise.observing_nodes import Observation, without_observers
 
 _log = logging.getLogger("amct_onnx")
 
@@ -42,10 +43,13 @@ class CalibrationSession:
     """Runs a model and shows its tensors to the observers; made by `calibration_session`."""
 
     def __init__(self, model: LightModel, where: str) -> None:
-        plain, self._observations = without_observers(model, where)
+        plain, self._keepers = without_keepers(model)
+        self._observations: list[Observation] = []
+        if not self._keepers:
+            plain, self._observations = without_observers(plain, where)
         self._outputs = [value.name for value in plain.proto.graph.output]
         self._session = open_session(_exposing(plain, [o.tensor for o in self._observations]), "the modified model")
-        self._observing = Observing()
+        self._observing, self._keeping = Observing(), Keeping()
         self._runs, self._lock = 0, Lock()
 
     def __enter__(self) -> CalibrationSession:
@@ -54,7 +58,7 @@ class CalibrationSession:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        wanted = self._observations[0].batch_num
+        wanted = self._observations[0].batch_num if self._observations else 0
         if kind is None and self._observing.passed < wanted:
             _log.warning("%d of %d batches have passed: no factors were written", self._observing.passed, wanted)
 
@@ -86,6 +90,8 @@ class CalibrationSession:
         values = {**feed, **self._session.run(feed, f"calibration batch {batch}")}
         for observation in self._observations:
             self._observing.see(observation, values[observation.tensor])
+        for name, keeper in self._keepers.items():
+            self._keeping.see(keeper, feed[name])
         return [values[name] for name in names]
 
 
