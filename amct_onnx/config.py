@@ -85,6 +85,17 @@ class NuqConfig:
         _require_type("nuq", self.nuq, (Nuq,))
 
 
+_SWITCHES = (
+    "activation_offset",
+    "joint_quant",
+    "do_fusion",
+    "wide_fusion",
+    "fold_balancers",
+    "equalise_layers",
+    "correct_biases",
+)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QuantConfig:
     """What the user asks for, for a whole model.
@@ -96,6 +107,8 @@ class QuantConfig:
     wide_fusion: also behind ConvTranspose, Gemm and MatMul, which AMCT does not do.
     balance_batches: batches that DMQ looks at; None for all. AMCT, and so its files, look at the first alone.
     fold_balancers: fold DMQ's Mul into what produces the input where that can be, which AMCT does not do.
+    equalise_layers: scale the channels between two convolutions for the good of both weights.
+    correct_biases: take out of the biases what the error of the weights adds on average.
     skip_layers, skip_layer_types: what stays float, by name and by type.
     skip_fusion_layers: layers whose BatchNormalization is not folded.
     fakequant_precision_mode: "DEFAULT", or "FORCE_FP16_QUANT" for scales that fp16 can hold.
@@ -113,6 +126,8 @@ class QuantConfig:
     wide_fusion: bool = False
     balance_batches: int | None = None
     fold_balancers: bool = False
+    equalise_layers: bool = False
+    correct_biases: bool = False
     skip_layers: tuple[str, ...] = ()
     skip_layer_types: tuple[str, ...] = ()
     skip_fusion_layers: tuple[str, ...] = ()
@@ -128,7 +143,7 @@ class QuantConfig:
         for name in ("batch_num", "balance_batches"):
             if getattr(self, name) is not None:
                 require_int(name, getattr(self, name), low=1)
-        for name in ("activation_offset", "joint_quant", "do_fusion", "wide_fusion", "fold_balancers"):
+        for name in _SWITCHES:
             require_bool(name, getattr(self, name))
         for name in ("skip_layers", "skip_layer_types", "skip_fusion_layers", "only_layers"):
             value = getattr(self, name)

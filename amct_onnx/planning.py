@@ -190,6 +190,8 @@ class _Request:
             activation=replace(self._activation(), asymmetric=self._asymmetric()),
             weight=self._weight(),
             balancer=self._balancer(),
+            equalise=self.config.equalise_layers,
+            correct_bias=self.config.correct_biases,
         )
         return _Decided(layer=layer, notes=tuple(self.notes))
 

@@ -202,3 +202,22 @@ def fewest_loss(counts: dict[int, int], number: int) -> int:
             for end in range(len(values) + 1)
         }
     return best[len(values)]
+
+
+def equalisation_factors(rows: list[list[float]], bias: list[float] | None, behind: list[float]) -> list[float]:
+    """One factor for each channel, bias damping as in Vitis AI."""
+    sizes, filled, ranges = [], [], []
+    for channel, row in enumerate(rows):
+        used = [abs(w) for w in row if w != 0]
+        filled += [max(abs(w) if w != 0 else min(used, default=1e-7), 1e-7) for w in row]
+        sizes += [abs(bias[channel]) if bias is not None and used else 0.0]
+    ratios = [sizes[i] / filled[i * len(row) + j] for i, row in enumerate(rows) for j in range(len(row))]
+    median, mean = sorted(ratios), sum(ratios) / len(ratios)
+    middle = (median[(len(ratios) - 1) // 2] + median[len(ratios) // 2]) / 2
+    if max(sizes) < 10 and max(sizes) / max(filled) < 20:
+        k = 5 if middle > 100 or mean > 1000 else 2
+    else:
+        k = 20 if middle > 30 or mean > 500 else 10 if middle > 15 or mean > 100 else 5
+    for channel, row in enumerate(rows):
+        ranges.append(max([abs(w) for w in row] + ([sizes[channel] / k] if bias is not None else [])))
+    return [1.0 if r * b == 0 or r + b < 0.5 else r / math.sqrt(r * b) for r, b in zip(ranges, behind, strict=True)]

@@ -14,10 +14,12 @@ from threading import Thread
 import numpy as np
 
 from amct_onnx.kernels import hfmg, ifmr
+from amct_onnx.kernels.channel_means import MeansObserver
 from amct_onnx.kernels.hfmg import Hfmg, HfmgObserver
 from amct_onnx.kernels.ifmr import Ifmr, IfmrObserver
 from amct_onnx.kernels.quant_params import QuantParams, round_to_fp16
 from amct_onnx.passes.calibration import CalibrationRun, Sizes, why_unusable
+from amct_onnx.passes.correct_biases import channel_axis
 from amct_onnx.passes.graph import set_input
 from amct_onnx.passes.invariants import ACTIVATIONS_KNOWN, PLANNED, STANDARD_ONLY, WEIGHTS_KNOWN
 from amct_onnx.passes.layers import has_weight
@@ -33,13 +35,17 @@ def observe(run: CalibrationRun) -> Pass:
 
     def find(state: QuantState) -> None:
         served = _layers_by_watch(state, run.first)
-        watches = [watch for watch, _, _ in served]
+        means = _means_by_input(state)
+        watches = [watch for watch, _, _ in served] + [watch for watch, _, _ in means]
         model = _calibration_model(state)
         run.show(model, watches)
         del model
         with ThreadPoolExecutor(available_cores()) as threads:
             for (_, _, layers), found in zip(served, threads.map(_search, served), strict=True):
                 _conclude(state, layers, found)
+        for watch, seen, layers in means:
+            if why_unusable(watch) is None:
+                state.means.update(dict.fromkeys(layers, seen.means()))
 
     return Pass(
         name="observe",
@@ -75,6 +81,19 @@ def _layers_by_watch(state: QuantState, first: Feed) -> list[_Served]:
             found[key] = (watch, observer, [])
         found[key][2].append(layer.name)
     return list(found.values())
+
+
+def _means_by_input(state: QuantState) -> list[tuple[Watch, MeansObserver, list[str]]]:
+    """One observer for each tensor whose means a layer's bias is corrected with, and those layers."""
+    nodes = {node.name: node for node in state.graph.nodes}
+    found: dict[tuple[str, int], list[str]] = {}
+    for layer in state.layers():
+        node = nodes[layer.name]
+        if layer.correct_bias and has_weight(node):
+            found.setdefault((node.inputs[0].name, channel_axis(node)), []).append(layer.name)
+    observers = [MeansObserver(axis=axis) for _, axis in found]
+    watches = [Watch(tensor=tensor, observer=seen) for (tensor, _), seen in zip(found, observers, strict=True)]
+    return list(zip(watches, observers, found.values(), strict=True))
 
 
 def _observer_for(layer: LayerPlan) -> _Range:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from amct_onnx.passes.balance import balance
 from amct_onnx.passes.calibration import CalibrationRun
+from amct_onnx.passes.correct_biases import CORRECT_BIASES, FIND_BIAS_SHIFTS
 from amct_onnx.passes.drop_unreached import DROP_UNREACHED
+from amct_onnx.passes.equalise_layers import EQUALISE_LAYERS
 from amct_onnx.passes.fit_biases import CHECK_BIASES, FIT_BIASES
 from amct_onnx.passes.fold_constants import FOLD_CONSTANTS
 from amct_onnx.passes.fold_pads import FOLD_PADS
@@ -46,9 +48,11 @@ FUSE: tuple[Pass, ...] = (FUSE_BATCH_NORM,)
 def calibrate(run: CalibrationRun) -> tuple[Pass, ...]:
     """Fills in the parameters of every layer from calibration data."""
     return (
-        balance(run),  # it changes weights, so it comes before anything that looks at them
+        EQUALISE_LAYERS,  # both change weights, so they come before anything that looks at them
+        balance(run),
         FIND_WEIGHT_SCALES,  # first: activations are observed behind quantized weights
         observe(run),
+        FIND_BIAS_SHIFTS,
         FIT_BIASES,
     )
 
@@ -57,6 +61,7 @@ GIVEN: tuple[Pass, ...] = (TAKE_GIVEN, CHECK_BIASES)
 """Fills in the parameters that the plan knows: takes the place of calibration."""
 
 DEPLOY: tuple[Pass, ...] = (
+    CORRECT_BIASES,
     INSERT_QUANT,
     INSERT_DEQUANT,  # biases too: their scale is the dequantization scale
     STORE_INTEGER_WEIGHTS,
@@ -67,5 +72,5 @@ DEPLOY: tuple[Pass, ...] = (
 FAKE_QUANT: tuple[Pass, ...] = (*DEPLOY, LOWER_ASCEND)
 """Rewrites the float graph into one of standard operators that computes what the chip will."""
 
-QDQ: tuple[Pass, ...] = (INSERT_QDQ,)
+QDQ: tuple[Pass, ...] = (CORRECT_BIASES, INSERT_QDQ)
 """Rewrites the float graph into one with QuantizeLinear and DequantizeLinear."""

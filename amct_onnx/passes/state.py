@@ -27,6 +27,8 @@ class LayerPlan:
     weight: algorithm for the weight, with `channel_wise` decided; or what it would find. AveragePool has no weight and
         ignores it.
     balancer: moves outliers from the input to the weight; None for no balancing.
+    equalise: scale its channels against those of a neighbour that is equalised too.
+    correct_bias: take out of its bias what the error of its weight adds on average.
     """
 
     name: str
@@ -34,6 +36,8 @@ class LayerPlan:
     activation: Ifmr | Hfmg | QuantParams
     weight: Arq | AdaRound | Nuq | QuantParams
     balancer: Dmq | None = None
+    equalise: bool = False
+    correct_bias: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,6 +79,8 @@ class QuantState:
     balances: layer -> what its weight was multiplied by and its input divided by, [Cin].
     activations, weights: layer -> parameters of its input and of its weight.
     clusters: layer -> the integers that NUQ leaves to its weight, int8, ascending.
+    means: layer -> mean of its input for each channel, [Cin].
+    bias_shifts: layer -> what the quantized models have on top of its bias, [Cout].
     left_float: planned layers that turned out not to be quantizable -> the reason.
     """
 
@@ -86,6 +92,8 @@ class QuantState:
     activations: dict[str, QuantParams] = field(default_factory=dict)
     weights: dict[str, QuantParams] = field(default_factory=dict)
     clusters: dict[str, NDArray[np.int8]] = field(default_factory=dict)
+    means: dict[str, NDArray[np.float64]] = field(default_factory=dict)
+    bias_shifts: dict[str, NDArray[np.float32]] = field(default_factory=dict)
     left_float: dict[str, str] = field(default_factory=dict)
 
     def layers(self) -> list[LayerPlan]:
