@@ -12,7 +12,7 @@ FLOORS = [
     ["errors"],
     ["kernels"],
     ["passes"],
-    ["config", "data", "progress"],
+    ["config", "data", "progress", "strategy_config"],
     ["formats"],
     ["deploy", "planning", "report"],
     ["prepare", "results"],
