@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeVar
 
 from amct_onnx.errors import ConfigError, located, nearest
 from amct_onnx.kernels.adaround import AdaRound
@@ -21,6 +21,7 @@ from amct_onnx.kernels.hfmg import Hfmg
 from amct_onnx.kernels.ifmr import Ifmr
 from amct_onnx.kernels.nuq import Nuq
 from amct_onnx.passes.layer_types import check_layer_type
+from amct_onnx.strategy_config import StrategyConfig
 
 ACTIVATION_ALGORITHMS: Mapping[str, type[Ifmr] | type[Hfmg]] = {"ifmr": Ifmr, "hfmg": Hfmg}
 WEIGHT_ALGORITHMS: Mapping[str, type[Arq] | type[AdaRound] | type[Nuq]] = {
@@ -84,6 +85,9 @@ class NuqConfig:
         _require_type("mapping_file", self.mapping_file, (str,))
         _require_type("nuq", self.nuq, (Nuq,))
 
+
+AnyConfig = TypeVar("AnyConfig", "QuantConfig", StrategyConfig)
+"""A configuration of any dialect."""
 
 _SWITCHES = (
     "activation_offset",
@@ -167,17 +171,17 @@ class QuantConfig:
             _require_type("nuq_config", self.nuq_config, (NuqConfig,))
 
 
-def with_options(config: QuantConfig, options: Mapping[str, Any]) -> QuantConfig:
+def with_options(config: AnyConfig, options: Mapping[str, Any]) -> AnyConfig:
     """`config` with the fields that `options` names replaced.
 
     Raises:
-        ConfigError: an option is no field of QuantConfig, or its value is not allowed.
+        ConfigError: an option is no field of the configuration, or its value is not allowed.
     """
-    known = [f.name for f in fields(QuantConfig)]
+    known = [f.name for f in fields(config)]
     for name in options:
         if name not in known:
             raise ConfigError(f"unknown option {name!r}{nearest(name, known) or ';'} known options: {', '.join(known)}")
-    return QuantConfig(**{**{name: getattr(config, name) for name in known}, **options})
+    return replace(config, **options)
 
 
 def _require_type(name: str, value: object, allowed: tuple[type, ...]) -> None:

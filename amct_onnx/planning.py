@@ -317,7 +317,7 @@ def _refuse_unavailable(config: QuantConfig) -> None:
 def _check_available(layer: LayerPlan) -> None:
     missing = {
         "ada_quantize": isinstance(layer.weight, AdaRound),
-        f"{layer.activation.num_bits}-bit activations": layer.activation.num_bits != 8,
+        "activations of other than 8 bits": getattr(layer.activation, "num_bits", 8) != 8,
         "4-bit weights": isinstance(layer.weight, Arq) and layer.weight.num_bits == 4,
     }
     with located(f"layer {layer.name!r}"):

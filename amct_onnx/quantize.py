@@ -5,36 +5,53 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Executor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import onnx
 
+from amct_onnx.by_strategy import calibrated_by_strategy, strategy_results
 from amct_onnx.config import QuantConfig, with_options
 from amct_onnx.data import CalibrationSource, Feed, Feeds, input_specs
 from amct_onnx.errors import ConfigError
 from amct_onnx.formats.amct_json import format_json
-from amct_onnx.formats.config_source import load_config
+from amct_onnx.formats.config_source import load_any_config
 from amct_onnx.formats.model_file import read_model
 from amct_onnx.kernels.checks import require_int
 from amct_onnx.passes.calibration import CalibrationRun
+from amct_onnx.passes.graph import Array
 from amct_onnx.passes.manager import run_passes
 from amct_onnx.passes.observe import warm_up_beside
 from amct_onnx.passes.pipelines import FUSE, calibrate
+from amct_onnx.passes.session import Session
+from amct_onnx.passes.state import QuantState
+from amct_onnx.passes.weights import LightModel
 from amct_onnx.planning import make_plan
 from amct_onnx.prepare import final_plan, prepare, require_same
 from amct_onnx.progress import Progress
-from amct_onnx.results import FILES, QDQ_FILE, QuantizeResult, Target, finish, json_layers, make_results
+from amct_onnx.results import (
+    FILES,
+    INFO_FILE,
+    QDQ_FILE,
+    QuantizeResult,
+    Target,
+    finish,
+    json_layers,
+    make_results,
+)
+from amct_onnx.strategy_config import StrategyConfig
+from amct_onnx.strategy_planning import plan_strategy
 
 
 def quantize_onnx(
     model: str | os.PathLike[str] | onnx.ModelProto,
-    cfg: str | os.PathLike[str] | Mapping[str, Any] | QuantConfig | None = None,
+    cfg: str | os.PathLike[str] | Mapping[str, Any] | QuantConfig | StrategyConfig | None = None,
     *,
     calibration: CalibrationSource | None = None,
     save_path: str | os.PathLike[str] | None = None,
     measure_layers: bool = False,
     qdq: bool = False,
+    deploy: bool | None = None,
     memory_limit: int | None = None,
     executor: Executor | None = None,
     progress: bool | None = None,
@@ -44,19 +61,21 @@ def quantize_onnx(
 
     Args:
         model: an .onnx file, or a model in memory, which stays untouched.
-        cfg: a .cfg or JSON file of AMCT, a dict in the shape of either, a QuantConfig, or None for the engine's own
-            preset.
+        cfg: a .cfg or JSON file of AMCT, a strategy file of Vitis AI (vai_q_pytorch), a dict in the shape of one of
+            them, a QuantConfig or StrategyConfig, or None for the engine's own preset.
         calibration: representative inputs; `amct_onnx.data` lists the forms that are taken.
         save_path: directory and prefix of the files to write (`out/net` gives out/net_deploy_model.onnx, ...); None
             keeps the results in memory.
         measure_layers: also compare every layer of the fake-quant model with the float one.
         qdq: also make a model of the same decisions with QuantizeLinear and DequantizeLinear (`_qdq_model.onnx`).
+        deploy: for a Vitis AI strategy: True raises an error unless Ascend's operators compute every layer as it says,
+            False makes no deploy model; None makes one of the layers that fit.
         memory_limit: bytes that the observed tensors may take at a time; where all of them take more, the data are gone
             through several times, with the same result. None for half of the memory that is free.
         executor: computes shards of the calibration data in its workers, one thread each: any of concurrent.futures, or
             Dask's `Client(...).get_executor()`. The result is the same for any number of workers.
         progress: draw a progress bar; None does so on a terminal.
-        options: fields of QuantConfig that replace what `cfg` says.
+        options: fields of QuantConfig, or of StrategyConfig, that replace what `cfg` says.
 
     Raises:
         ConfigError, ModelError, DataError, OutputError, NotAvailableError: each names what was found, where, and what
@@ -65,27 +84,73 @@ def quantize_onnx(
     _check_run(memory_limit, executor)
     show = Progress(progress)
     source = read_model(model)
-    config = with_options(load_config(cfg), options)
-    target = None if save_path is None else Target.of(save_path, {"model": model}, (*FILES, QDQ_FILE) if qdq else FILES)
+    loaded = load_any_config(cfg)
+    target = None if save_path is None else Target.of(save_path, {"model": model}, (*FILES, QDQ_FILE, INFO_FILE))
+    asked = _Asked(calibration, memory_limit, executor, measure_layers, qdq, deploy)
+    if isinstance(loaded, StrategyConfig):
+        return _by_strategy(source, with_options(loaded, options), asked, target, show)
+    if deploy is not None:
+        raise ConfigError("deploy belongs to Vitis AI strategies; AMCT's configurations always give a deploy model")
+    return _by_layers(source, with_options(loaded, options), asked, target, show)
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """What `quantize_onnx` is given beside model and configuration."""
+
+    calibration: CalibrationSource | None
+    memory_limit: int | None
+    executor: Executor | None
+    measure_layers: bool
+    qdq: bool
+    deploy: bool | None
+
+
+def _by_layers(
+    source: LightModel, config: QuantConfig, asked: _Asked, target: Target | None, show: Progress
+) -> QuantizeResult:
+    """Quantize in front of every layer, as AMCT does."""
     with show.phase("prepare"):
         state, session = prepare(source)
         state = replace(state, plan=make_plan(state, config))
-        if executor is None:  # else its processes may be forked off while the thread holds locks
+        if asked.executor is None:  # else its processes may be forked off while the thread holds locks
             warm_up_beside(state.plan)
         format_json(config, json_layers(state.plan))  # a layer that cannot be written down is found out now
         run_passes(FUSE, state)
-    feeds = Feeds(calibration, input_specs(source.proto), state.plan.batch_num)
-    expected = session.run(feeds.first, "calibration batch 0")
-    del session
-    require_same(state, expected, feeds.first)
-    shown = _Shown(feeds, show)
-    run = CalibrationRun(feeds=shown, first=feeds.first, memory_limit=memory_limit, executor=executor)
+    shown, expected, run = _data(source, state, session, asked, show)
     run_passes(calibrate(run), state)
     state = replace(state, plan=final_plan(state))
     with show.phase("write and verify"):
         text = format_json(config, json_layers(state.plan), batch_num=shown.count)
-        results = make_results(state, text, qdq=qdq)
-        return finish(state, results, target, expected, feeds.first, measure_layers)
+        results = make_results(state, text, qdq=asked.qdq)
+        return finish(state, results, target, expected, shown.first, asked.measure_layers)
+
+
+def _by_strategy(
+    source: LightModel, config: StrategyConfig, asked: _Asked, target: Target | None, show: Progress
+) -> QuantizeResult:
+    """Quantize tensors where they are produced, as Vitis AI does."""
+    with show.phase("prepare"):
+        state, session = prepare(source)
+        state = replace(state, plan=plan_strategy(state, config))
+        run_passes(FUSE, state)
+    shown, expected, run = _data(source, state, session, asked, show)
+    state = calibrated_by_strategy(state, run)
+    with show.phase("write and verify"):
+        fitted, results = strategy_results(state, config, qdq=asked.qdq, deploy=asked.deploy)
+        return finish(fitted, results, target, expected, shown.first, asked.measure_layers)
+
+
+def _data(
+    source: LightModel, state: QuantState, session: Session, asked: _Asked, show: Progress
+) -> tuple[_Shown, dict[str, Array], CalibrationRun]:
+    """The batches, what the model gives for the first, and how they are run; checks what was prepared on the first."""
+    feeds = Feeds(asked.calibration, input_specs(source.proto), state.plan.batch_num)
+    expected = session.run(feeds.first, "calibration batch 0")
+    require_same(state, expected, feeds.first)
+    shown = _Shown(feeds, show)
+    run = CalibrationRun(feeds=shown, first=feeds.first, memory_limit=asked.memory_limit, executor=asked.executor)
+    return shown, expected, run
 
 
 def _check_run(memory_limit: object, executor: object) -> None:
@@ -100,11 +165,13 @@ class _Shown:
     """The batches, with progress drawn for each time that they are gone through.
 
     Attributes:
+        first: the first of them.
         count: how many there are, once they were gone through.
     """
 
     def __init__(self, feeds: Feeds, show: Progress) -> None:
         self._feeds, self._show = feeds, show
+        self.first = feeds.first
         self.count = 0
 
     def __iter__(self) -> Iterator[Feed]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 
 from amct_onnx.errors import ConfigError, located
-from amct_onnx.kernels.checks import require_bool, require_choice
+from amct_onnx.kernels.checks import require_bool, require_choice, require_int
 from amct_onnx.kernels.strategy import TensorStrategy
 
 KINDS = ("input", "weights", "bias", "activation")
@@ -55,6 +55,8 @@ class StrategyConfig:
         require_choice("target_device", self.target_device, DEVICES)
         for name in SWITCHES:
             require_bool(name, getattr(self, name))
+        if self.batch_num is not None:
+            require_int("batch_num", self.batch_num, low=1)
         object.__setattr__(self, "kinds", MappingProxyType({**default_kinds(), **self.kinds}))
         self._check("tensor", self.kinds)
         for field_name, word in (("layer_types", "layer_type"), ("layer_names", "layer_name")):

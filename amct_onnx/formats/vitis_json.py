@@ -1,4 +1,4 @@
-"""Vitis AI's quantization strategy (vai_q_pytorch): JSON -> `StrategyConfig`.
+"""Vitis AI's quantization strategy (vai_q_pytorch): JSON <-> `StrategyConfig`.
 
 Every value is looked up in the layer's section for its kind of tensor, the layer's overall section, the model's section
 for the kind, the model's overall section, and the defaults, in this order.
@@ -6,6 +6,7 @@ for the kind, the model's overall section, and the defaults, in this order.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Any
@@ -182,3 +183,29 @@ def _list(value: object, name: str) -> list[Any]:
     if not isinstance(value, (list, tuple)):
         raise ConfigError(f"{name} must be a list, found {value!r:.60}")
     return list(value)
+
+
+def format_strategy(config: StrategyConfig) -> str:
+    """The strategy as a file that says everything; read again it is the same strategy."""
+    model: dict[str, Any] = {"target_device": config.target_device}
+    model |= {name: getattr(config, name) for name in SWITCHES}
+    model[_LISTED] = list(KINDS)
+    model[_TENSORS] = {kind: _section(config.kinds[kind], kind) for kind in KINDS}
+    entries = [("layer_type", rules) for rules in config.layer_types.items()]
+    entries += [("layer_name", rules) for rules in config.layer_names.items()]
+    model[_LAYERS] = [
+        {
+            "layer_type": None,
+            "layer_name": None,
+            word: name,
+            _LISTED: list(kinds),
+            _TENSORS: {kind: _section(tensor, kind) for kind, tensor in kinds.items()},
+        }
+        for word, (name, kinds) in entries
+    ]
+    return json.dumps(model, indent=2)
+
+
+def _section(tensor: TensorStrategy, kind: str) -> dict[str, Any]:
+    names = [name for name in _FIELDS if name != "percentage" or tensor.method == "percentile"]
+    return {name: getattr(tensor, name) for name in names if name != "calib_statistic_method" or kind in _AT_RUN_TIME}

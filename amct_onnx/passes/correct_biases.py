@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from amct_onnx.passes.graph import Array, Graph, Node, constant_input, set_input, unique_name
-from amct_onnx.passes.invariants import PLANNED, WEIGHTS_KNOWN
+from amct_onnx.passes.invariants import PLANNED
 from amct_onnx.passes.layers import bias_input, channels_first, group_of, has_weight, weight_of
 from amct_onnx.passes.quantize_weights import fake_quantized
 from amct_onnx.passes.state import Pass, QuantState
@@ -91,5 +91,5 @@ def _apply(state: QuantState) -> None:
         set_input(holder, index, fresh)
 
 
-FIND_BIAS_SHIFTS = Pass(name="find bias shifts", run=_find, requires=(PLANNED, WEIGHTS_KNOWN))
+FIND_BIAS_SHIFTS = Pass(name="find bias shifts", run=_find, requires=(PLANNED,))
 CORRECT_BIASES = Pass(name="correct biases", run=_apply, requires=(PLANNED,), ensures=(PLANNED,))

@@ -152,7 +152,7 @@ def exposing(model: LightModel, watches: Iterable[Watch]) -> LightModel:
     names = [name for name in dict.fromkeys(watch.tensor for watch in watches) if name not in fed]
     names = names or list(known)  # nothing but inputs is watched; the model must have an output
     nodes = _needed(graph, names)
-    used = {*names}.union(*(_read_by(node) for node in nodes))
+    used = {*names}.union(*(read_by(node) for node in nodes))
     proto = onnx.ModelProto()
     copy_fields(model.proto, proto, "graph")
     copy_fields(graph, proto.graph, "initializer")
@@ -167,7 +167,7 @@ def _needed(graph: onnx.GraphProto, outputs: Iterable[str]) -> list[onnx.NodePro
     """The nodes that stay, see `exposing`."""
     exposed = set(outputs)
     nodes = list(graph.node)
-    read = [_read_by(node) for node in nodes]
+    read = [read_by(node) for node in nodes]
     producers = {name: index for index, node in enumerate(nodes) for name in node.output}
     readers: dict[str, list[int]] = {}
     for index, names in enumerate(read):
@@ -185,7 +185,7 @@ def _needed(graph: onnx.GraphProto, outputs: Iterable[str]) -> list[onnx.NodePro
     return [nodes[index] for index in sorted(kept)]
 
 
-def _read_by(node: onnx.NodeProto) -> set[str]:
+def read_by(node: onnx.NodeProto) -> set[str]:
     """The tensors that a node reads, also inside its bodies."""
     bodies = [body for a in node.attribute if a.type == onnx.AttributeProto.GRAPH for body in all_graphs(a.g)]
     inner = {name for body in bodies for node in body.node for name in node.input}

@@ -18,6 +18,7 @@ from amct_onnx.kernels.channel_means import MeansObserver
 from amct_onnx.kernels.hfmg import Hfmg, HfmgObserver
 from amct_onnx.kernels.ifmr import Ifmr, IfmrObserver
 from amct_onnx.kernels.quant_params import QuantParams, round_to_fp16
+from amct_onnx.kernels.strategy import TensorStrategy
 from amct_onnx.passes.calibration import CalibrationRun, Sizes, why_unusable
 from amct_onnx.passes.correct_biases import channel_axis
 from amct_onnx.passes.graph import set_input
@@ -70,7 +71,7 @@ def _layers_by_watch(state: QuantState, first: Feed) -> list[_Served]:
     """One observer for each tensor and way of observing it, and the layers that it serves."""
     nodes = {node.name: node for node in state.graph.nodes}
     sizes = Sizes(state, first)
-    found: dict[tuple[str, Ifmr | Hfmg | QuantParams], _Served] = {}
+    found: dict[tuple[str, Ifmr | Hfmg | QuantParams | TensorStrategy], _Served] = {}
     for layer in state.layers():
         tensor = nodes[layer.name].inputs[0].name
         key = (tensor, layer.activation)
@@ -97,7 +98,7 @@ def _means_by_input(state: QuantState) -> list[tuple[Watch, MeansObserver, list[
 
 
 def _observer_for(layer: LayerPlan) -> _Range:
-    assert not isinstance(layer.activation, QuantParams), "it is given, there is nothing to observe"
+    assert isinstance(layer.activation, (Ifmr, Hfmg)), "there is nothing to observe, or another way to"
     asymmetric = layer.activation.asymmetric
     assert asymmetric is not None, "the plan decides it"
     if isinstance(layer.activation, Ifmr):

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from amct_onnx.passes.align_positions import ALIGN_POSITIONS
 from amct_onnx.passes.balance import balance
+from amct_onnx.passes.calibrate_tensors import FIND_PARAMETER_GRIDS, calibrate_tensors
 from amct_onnx.passes.calibration import CalibrationRun
 from amct_onnx.passes.correct_biases import CORRECT_BIASES, FIND_BIAS_SHIFTS
 from amct_onnx.passes.drop_unreached import DROP_UNREACHED
 from amct_onnx.passes.equalise_layers import EQUALISE_LAYERS
+from amct_onnx.passes.fit_ascend import FIT_ASCEND
 from amct_onnx.passes.fit_biases import CHECK_BIASES, FIT_BIASES
 from amct_onnx.passes.fold_constants import FOLD_CONSTANTS
 from amct_onnx.passes.fold_pads import FOLD_PADS
 from amct_onnx.passes.fuse_batch_norm import FUSE_BATCH_NORM
 from amct_onnx.passes.insert_dequant import INSERT_DEQUANT
+from amct_onnx.passes.insert_grid_qdq import INSERT_GRID_QDQ
+from amct_onnx.passes.insert_grids import INSERT_GRIDS
 from amct_onnx.passes.insert_qdq import INSERT_QDQ
 from amct_onnx.passes.insert_quant import INSERT_QUANT
 from amct_onnx.passes.lower_ascend import LOWER_ASCEND
@@ -21,6 +26,7 @@ from amct_onnx.passes.normalise_gemm import NORMALISE_GEMM
 from amct_onnx.passes.observe import observe
 from amct_onnx.passes.quantize_weights import FIND_WEIGHT_SCALES, STORE_INTEGER_WEIGHTS
 from amct_onnx.passes.remove_identities import REMOVE_IDENTITIES
+from amct_onnx.passes.replace_relu6 import REPLACE_RELU6
 from amct_onnx.passes.split_shared import SPLIT_SHARED
 from amct_onnx.passes.state import Pass
 from amct_onnx.passes.take_given import TAKE_GIVEN
@@ -57,6 +63,18 @@ def calibrate(run: CalibrationRun) -> tuple[Pass, ...]:
     )
 
 
+def calibrate_by_strategy(run: CalibrationRun) -> tuple[Pass, ...]:
+    """Fills in the grids of a Vitis AI strategy."""
+    return (
+        REPLACE_RELU6,  # first: Relu lets factors through
+        EQUALISE_LAYERS,
+        FIND_PARAMETER_GRIDS,
+        calibrate_tensors(run),
+        ALIGN_POSITIONS,
+        FIND_BIAS_SHIFTS,  # last: positions of weights may have changed
+    )
+
+
 GIVEN: tuple[Pass, ...] = (TAKE_GIVEN, CHECK_BIASES)
 """Fills in the parameters that the plan knows: takes the place of calibration."""
 
@@ -71,6 +89,15 @@ DEPLOY: tuple[Pass, ...] = (
 
 FAKE_QUANT: tuple[Pass, ...] = (*DEPLOY, LOWER_ASCEND)
 """Rewrites the float graph into one of standard operators that computes what the chip will."""
+
+TAKE_OVER_GRIDS: tuple[Pass, ...] = (FIT_ASCEND, CHECK_BIASES)
+"""Takes the decisions of a strategy over where Ascend's operators compute them; DEPLOY then rewrites the graph."""
+
+FAKE_QUANT_GRIDS: tuple[Pass, ...] = (INSERT_GRIDS,)
+"""Rewrites the float graph into one of standard operators on a strategy's grids."""
+
+QDQ_GRIDS: tuple[Pass, ...] = (INSERT_GRID_QDQ,)
+"""The same with QuantizeLinear and DequantizeLinear."""
 
 QDQ: tuple[Pass, ...] = (CORRECT_BIASES, INSERT_QDQ)
 """Rewrites the float graph into one with QuantizeLinear and DequantizeLinear."""

@@ -11,10 +11,12 @@ from numpy.typing import NDArray
 from amct_onnx.kernels.adaround import AdaRound
 from amct_onnx.kernels.arq import Arq
 from amct_onnx.kernels.dmq import Dmq
+from amct_onnx.kernels.grid import Grid
 from amct_onnx.kernels.hfmg import Hfmg
 from amct_onnx.kernels.ifmr import Ifmr
 from amct_onnx.kernels.nuq import Nuq
 from amct_onnx.kernels.quant_params import QuantParams
+from amct_onnx.kernels.strategy import TensorStrategy
 from amct_onnx.passes.graph import Graph
 
 
@@ -26,6 +28,7 @@ class LayerPlan:
     activation: algorithm for input 0, with `asymmetric` decided; or what it would find, where that is given.
     weight: algorithm for the weight, with `channel_wise` decided; or what it would find. AveragePool has no weight and
         ignores it.
+    bias: strategy for the bias; None for int32 on the product of both scales.
     balancer: moves outliers from the input to the weight; None for no balancing.
     equalise: scale its channels against those of a neighbour that is equalised too.
     correct_bias: take out of its bias what the error of its weight adds on average.
@@ -33,8 +36,9 @@ class LayerPlan:
 
     name: str
     op_type: str
-    activation: Ifmr | Hfmg | QuantParams
-    weight: Arq | AdaRound | Nuq | QuantParams
+    activation: Ifmr | Hfmg | QuantParams | TensorStrategy
+    weight: Arq | AdaRound | Nuq | QuantParams | TensorStrategy
+    bias: TensorStrategy | None = None
     balancer: Dmq | None = None
     equalise: bool = False
     correct_bias: bool = False
@@ -53,6 +57,10 @@ class QuantPlan:
     balance_batches: batches that balancing looks at; None for all.
     fold_balancers: balancing leaves no Mul where it can be folded into what produces the input.
     fp16_scales: activation scales are rounded to what fp16 holds.
+    tensors: tensor -> how it is quantized where it is produced, whoever reads it.
+    replace_relu6: Clip between 0 and 6 becomes Relu.
+    align_concat, align_pool: the inputs of a concatenation, of a pooling, get the grid of its output.
+    dpu_shifts: positions are changed until the DPU's shifters reach them.
     """
 
     layers: Mapping[str, LayerPlan] = field(default_factory=dict)
@@ -66,6 +74,11 @@ class QuantPlan:
     balance_batches: int | None = None
     fold_balancers: bool = False
     fp16_scales: bool = False
+    tensors: Mapping[str, TensorStrategy] = field(default_factory=dict)
+    replace_relu6: bool = False
+    align_concat: bool = False
+    align_pool: bool = False
+    dpu_shifts: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,6 +94,9 @@ class QuantState:
     clusters: layer -> the integers that NUQ leaves to its weight, int8, ascending.
     means: layer -> mean of its input for each channel, [Cin].
     bias_shifts: layer -> what the quantized models have on top of its bias, [Cout].
+    grids: tensor -> the grid of its values.
+    weight_grids, bias_grids: layer -> the grid of its weight, in the operator's own layout, and of its bias.
+    remarks_on_tensors: planned tensors that stay float -> the reason.
     left_float: planned layers that turned out not to be quantizable -> the reason.
     """
 
@@ -94,6 +110,10 @@ class QuantState:
     clusters: dict[str, NDArray[np.int8]] = field(default_factory=dict)
     means: dict[str, NDArray[np.float64]] = field(default_factory=dict)
     bias_shifts: dict[str, NDArray[np.float32]] = field(default_factory=dict)
+    grids: dict[str, Grid] = field(default_factory=dict)
+    weight_grids: dict[str, Grid] = field(default_factory=dict)
+    bias_grids: dict[str, Grid] = field(default_factory=dict)
+    remarks_on_tensors: dict[str, str] = field(default_factory=dict)
     left_float: dict[str, str] = field(default_factory=dict)
 
     def layers(self) -> list[LayerPlan]:

@@ -10,6 +10,7 @@ from rich.text import Text
 from amct_onnx.deploy.verify import VerifyReport
 from amct_onnx.kernels.ifmr import Ifmr
 from amct_onnx.kernels.quant_params import QuantParams
+from amct_onnx.kernels.strategy import TensorStrategy
 from amct_onnx.passes.state import LayerPlan, QuantPlan
 from amct_onnx.report.agreement import Agreement
 from amct_onnx.report.agreement_page import decibels
@@ -109,15 +110,24 @@ def _row(table: Table, *cells: str) -> None:
 def _activation(layer: LayerPlan) -> str:
     if isinstance(layer.activation, QuantParams):
         return f"int{layer.activation.num_bits} given"
+    if isinstance(layer.activation, TensorStrategy):
+        return _strategy(layer.activation)
     algorithm = "ifmr" if isinstance(layer.activation, Ifmr) else "hfmg"
     sign = "asymmetric" if layer.activation.asymmetric else "symmetric"
     return f"int{layer.activation.num_bits} {sign} {algorithm}"
+
+
+def _strategy(tensor: TensorStrategy) -> str:
+    sign = "symmetric" if tensor.symmetry else "asymmetric"
+    return f"int{tensor.bit_width} {sign} {tensor.method} {tensor.scale_type}"
 
 
 def _weight(layer: LayerPlan) -> str:
     if layer.op_type == "AveragePool":
         return ""
     weight = layer.weight
+    if isinstance(weight, TensorStrategy):
+        return _strategy(weight)
     bits = getattr(weight, "num_bits", 8)
     if isinstance(weight, QuantParams):
         return f"int{bits} {'per tensor' if weight.axis is None else 'per channel'} given"
