@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from amct_onnx.quantize import quantize_onnx as quantize_onnx
     from amct_onnx.report.compare import compare_models as compare_models
     from amct_onnx.results import QuantizeResult as QuantizeResult
+    from amct_onnx.strategy_config import StrategyConfig as StrategyConfig
 
 # Where each name lives. Loaded on first use: importing the package stays cheap.
 _HOMES = {
@@ -51,6 +52,7 @@ _HOMES = {
     "amct_onnx.quantize": "quantize_onnx",
     "amct_onnx.report.compare": "compare_models",
     "amct_onnx.results": "QuantizeResult",
+    "amct_onnx.strategy_config": "StrategyConfig",
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names.split()}
 

@@ -11,15 +11,18 @@ from amct_onnx.formats.vitis_json import format_strategy
 from amct_onnx.passes.calibration import CalibrationRun
 from amct_onnx.passes.fit_ascend import with_own_tables
 from amct_onnx.passes.manager import run_passes
-from amct_onnx.passes.pipelines import TAKE_OVER_GRIDS, calibrate_by_strategy
+from amct_onnx.passes.pipelines import REWRITE, TAKE_OVER_GRIDS, calibrate_by_strategy
 from amct_onnx.passes.state import QuantState
 from amct_onnx.results import Results, make_strategy_results
 from amct_onnx.strategy_config import StrategyConfig
+from amct_onnx.strategy_planning import StrategyRules, plan_tensors
 
 _log = logging.getLogger("amct_onnx")
 
 
-def calibrated_by_strategy(state: QuantState, run: CalibrationRun) -> QuantState:
+def calibrated_by_strategy(
+    state: QuantState, config: StrategyConfig, rules: StrategyRules, run: CalibrationRun
+) -> QuantState:
     """The state with the grids of every planned tensor.
 
     Raises:
@@ -27,6 +30,8 @@ def calibrated_by_strategy(state: QuantState, run: CalibrationRun) -> QuantState
     """
     if run.executor is not None:
         raise ConfigError("a Vitis AI strategy looks at the batches one after the other; leave the executor out")
+    run_passes(REWRITE, state)
+    state = replace(state, plan=plan_tensors(state, config, rules))
     run_passes(calibrate_by_strategy(run), state)
     remarks = dict(state.plan.notes)
     for tensor, reason in state.remarks_on_tensors.items():

@@ -40,7 +40,7 @@ from amct_onnx.results import (
     make_results,
 )
 from amct_onnx.strategy_config import StrategyConfig
-from amct_onnx.strategy_planning import plan_strategy
+from amct_onnx.strategy_planning import StrategyRules, plan_strategy
 
 
 def quantize_onnx(
@@ -132,10 +132,11 @@ def _by_strategy(
     """Quantize tensors where they are produced, as Vitis AI does."""
     with show.phase("prepare"):
         state, session = prepare(source)
-        state = replace(state, plan=plan_strategy(state, config))
+        rules = StrategyRules.of(state.graph, config)
+        state = replace(state, plan=plan_strategy(state, config, rules))
         run_passes(FUSE, state)
     shown, expected, run = _data(source, state, session, asked, show)
-    state = calibrated_by_strategy(state, run)
+    state = calibrated_by_strategy(state, config, rules, run)
     with show.phase("write and verify"):
         fitted, results = strategy_results(state, config, qdq=asked.qdq, deploy=asked.deploy)
         return finish(fitted, results, target, expected, shown.first, asked.measure_layers)

@@ -20,15 +20,13 @@ from amct_onnx.strategy_config import Kinds, StrategyConfig
 _log = logging.getLogger("amct_onnx")
 
 
-def plan_strategy(state: QuantState, config: StrategyConfig) -> QuantPlan:
-    """Decide for every node and tensor of a prepared graph.
+def plan_strategy(state: QuantState, config: StrategyConfig, rules: StrategyRules) -> QuantPlan:
+    """Decide for every node of a prepared graph.
 
     Raises:
-        ConfigError: a type or name of a layer means nothing here, or two of them disagree about one tensor.
         ModelError: nothing is left to quantize.
     """
     graph, types = state.graph, infer_types(state.graph)
-    rules = _Rules.of(graph, config)
     skipped = dict(state.gone)
     weighted = {}
     for node in graph.nodes:
@@ -37,23 +35,18 @@ def plan_strategy(state: QuantState, config: StrategyConfig) -> QuantPlan:
             weighted[node.name] = node
         else:
             skipped[node.name] = reason if node.op in ("Conv", "ConvTranspose", "Gemm", "MatMul") else _NO_WEIGHT
-    kept = _kept_float(graph, config, list(weighted))
+    kept = _kept_float(graph, config, rules.weighted)
     skipped.update(kept)
     layers = {name: _layer(graph, node, rules, config) for name, node in weighted.items() if name not in kept}
-    tensors = {}
-    for point in find_points(graph, types):
-        if not _belongs_to(graph, point, kept):
-            tensors[point.tensor] = rules.of_point(point)
     for holder, inner in graph.body_nodes():
         skipped[f"{holder.name}/{inner.name or inner.op}"] = (
             f"inside the body of {holder.op} {holder.name!r}; bodies stay float"
         )
-    if not layers and not tensors:
-        raise ModelError("no layer is left to quantize")
+    if not layers:
+        raise ModelError(_nothing_left(skipped))
     return QuantPlan(
         layers=layers,
         skipped=skipped,
-        tensors=tensors,
         batch_num=config.batch_num,
         wide_fusion=True,
         replace_relu6=config.convert_relu6_to_relu or config.include_cle,
@@ -61,6 +54,23 @@ def plan_strategy(state: QuantState, config: StrategyConfig) -> QuantPlan:
         align_pool=config.change_pool_input_fix,
         dpu_shifts=config.target_device == "DPU",
     )
+
+
+def plan_tensors(state: QuantState, config: StrategyConfig, rules: StrategyRules) -> QuantPlan:
+    """The plan with a decision for every tensor too; the float graph has its final form and names.
+
+    Raises:
+        ConfigError: two rules disagree about one tensor.
+    """
+    kept = _kept_float(state.graph, config, rules.weighted)
+    points = find_points(state.graph, infer_types(state.graph))
+    tensors = {p.tensor: rules.of_point(p) for p in points if not _belongs_to(state.graph, p, kept)}
+    return replace(state.plan, tensors=tensors)
+
+
+def _nothing_left(skipped: Mapping[str, str]) -> str:
+    said = [f"{name!r}: {reason}" for name, reason in skipped.items() if reason != _NO_WEIGHT][:5]
+    return f"no layer is left to quantize: {'; '.join(said) or 'the model has none with a weight'}"
 
 
 _NO_WEIGHT = "it has no weight; its result is quantized where the strategy says so"
@@ -74,7 +84,7 @@ def _why_not_float(node: Node) -> str | None:
     return None
 
 
-def _layer(graph: Graph, node: Node, rules: _Rules, config: StrategyConfig) -> LayerPlan:
+def _layer(graph: Graph, node: Node, rules: StrategyRules, config: StrategyConfig) -> LayerPlan:
     has_bias = bias_input(graph, node) is not None
     return LayerPlan(
         name=node.name,
@@ -108,18 +118,25 @@ def _belongs_to(graph: Graph, point: Point, kept: Mapping[str, str]) -> bool:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Rules:
-    """The strategy, with its types and names resolved to nodes.
+class StrategyRules:
+    """The strategy, with its types and names resolved to the nodes of a prepared graph.
 
     by_type, by_name: node -> (the rule's own name, its kinds).
+    weighted: the layers with a weight that can be quantized.
     """
 
     config: StrategyConfig
     by_type: Mapping[str, tuple[str, Kinds]]
     by_name: Mapping[str, tuple[str, Kinds]]
+    weighted: Sequence[str]
 
     @classmethod
-    def of(cls, graph: Graph, config: StrategyConfig) -> _Rules:
+    def of(cls, graph: Graph, config: StrategyConfig) -> StrategyRules:
+        """Find the nodes that the strategy means.
+
+        Raises:
+            ConfigError: a type or name of a layer means nothing here, or too much.
+        """
         nodes = [_named(node) for node in graph.nodes]
         by_type: dict[str, tuple[str, Kinds]] = {}
         for name, kinds in config.layer_types.items():
@@ -131,7 +148,9 @@ class _Rules:
         by_name: dict[str, tuple[str, Kinds]] = {}
         for name, kinds in config.layer_names.items():
             by_name.update(dict.fromkeys(nodes_named(name, nodes), (name, kinds)))
-        return cls(config=config, by_type=by_type, by_name=by_name)
+        types = infer_types(graph)
+        weighted = [n.name for n in graph.nodes if (why_not_layer(n, types) or _why_not_float(n)) is None]
+        return cls(config=config, by_type=by_type, by_name=by_name, weighted=weighted)
 
     def of_node(self, node: Node, kind: str) -> TensorStrategy:
         """A rule for the name goes before one for the type, whatever kinds it has."""

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from amct_onnx.kernels.rounding import rounded
+from amct_onnx.kernels.compiled import compiled
+from amct_onnx.kernels.rounding import ROUND_MODES, rounded
 
 _SCALE_OF_ZEROS = 2.0**-18
 """Stands for a scale of zero, which a tensor of zeros gets, and for those whose reciprocal float32 does not hold."""
@@ -65,7 +66,48 @@ def fake_quantized(array: ArrayLike, grid: Grid) -> NDArray[np.float32]:
     values = np.asarray(array, np.float32)
     if values.size == 0 or not np.isfinite(values).all():
         return values
-    return grid_values(grid_levels(values, grid), grid)
+    if grid.axis is None:
+        return _in_one_go(values.reshape(1, -1), grid).reshape(values.shape)
+    channels = np.moveaxis(values, grid.axis, 0)
+    flat = _in_one_go(channels.reshape(len(channels), -1), grid)
+    return np.moveaxis(flat.reshape(channels.shape), 0, grid.axis)
+
+
+def _in_one_go(rows: NDArray[np.float32], grid: Grid) -> NDArray[np.float32]:
+    """Each row [C, n] on its own scale."""
+    result = np.empty(rows.shape, np.float32)
+    amp, step = (np.ascontiguousarray(np.broadcast_to(part, len(rows))) for part in (grid.amp, grid.step))
+    zero = np.ascontiguousarray(np.broadcast_to(grid.zero_point, len(rows)).astype(np.float64))
+    mode = ROUND_MODES.index(grid.round_mode)
+    with np.errstate(over="ignore"):
+        _fake_quantize(np.ascontiguousarray(rows), amp, step, zero, float(grid.low), float(grid.high), mode, result)
+    return result
+
+
+@compiled
+def _fake_quantize(
+    rows: NDArray[np.float32],
+    amp: NDArray[np.float32],
+    step: NDArray[np.float32],
+    zero: NDArray[np.float64],
+    low: float,
+    high: float,
+    mode: int,
+    result: NDArray[np.float32],
+) -> None:
+    for channel in range(rows.shape[0]):
+        for i in range(rows.shape[1]):
+            x = np.float64(rows[channel, i] * amp[channel])  # the product is rounded to float32
+            if mode == 0:
+                level = np.rint(x)
+            elif mode == 1:
+                level = np.floor(x + 0.5)
+            elif mode == 2:
+                level = np.copysign(np.ceil(np.abs(x) - 0.5), x)
+            else:
+                level = np.copysign(np.floor(np.abs(x) + 0.5), x)
+            level = min(max(level + zero[channel], low), high) - zero[channel]
+            result[channel, i] = np.float32(level) * step[channel]
 
 
 def grid_values(levels: NDArray[np.int64], grid: Grid) -> NDArray[np.float32]:

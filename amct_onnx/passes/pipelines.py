@@ -63,11 +63,16 @@ def calibrate(run: CalibrationRun) -> tuple[Pass, ...]:
     )
 
 
+REWRITE: tuple[Pass, ...] = (
+    REPLACE_RELU6,  # first: Relu lets factors through
+    EQUALISE_LAYERS,
+)
+"""The rewrites of the float graph that a Vitis AI strategy asks for; its tensors then have their final names."""
+
+
 def calibrate_by_strategy(run: CalibrationRun) -> tuple[Pass, ...]:
     """Fills in the grids of a Vitis AI strategy."""
     return (
-        REPLACE_RELU6,  # first: Relu lets factors through
-        EQUALISE_LAYERS,
         FIND_PARAMETER_GRIDS,
         calibrate_tensors(run),
         ALIGN_POSITIONS,
