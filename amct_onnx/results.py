@@ -358,7 +358,7 @@ def _result(state: QuantState, found: Comparison, given: Mapping[str, Any]) -> Q
                 balance=state.balances.get(name),
             )
             for name in plan.layers
-            if name in state.activations
+            if name in state.activations and name not in state.left_float
         },
         output_errors=found.outputs,
         layer_errors=found.layers,

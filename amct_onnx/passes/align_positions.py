@@ -25,6 +25,8 @@ def _run(state: QuantState) -> None:
             _take_from_input(state, node)
         if state.plan.dpu_shifts and node.name in state.weight_grids:
             _shift(state, node)
+        if state.plan.dpu_shifts and node.op in ("HardSigmoid", "HardSwish"):
+            _limit_activation(state, node)
 
 
 def _aligned_to_output(state: QuantState) -> tuple[str, ...]:
@@ -68,6 +70,19 @@ def _shift(state: QuantState, node: Node) -> None:
     state.grids[end] = _at(state.grids[end], found.output)
     if bias is not None and found.bias is not None:
         state.bias_grids[node.name] = _at(bias, found.bias)
+
+
+def _limit_activation(state: QuantState, node: Node) -> None:
+    """HardSigmoid is computed in 7 bits behind the point, from an input that has no negative position."""
+    source, end = point_behind(node.inputs[0], state.grids), point_of_output(state.graph, node, state.grids)
+    given = 0 if source is None else max(_position(state.grids[source]), 0)
+    if source is not None:
+        state.grids[source] = _at(state.grids[source], given)
+    if end is None:
+        return
+    position = _position(state.grids[end])
+    wanted = max(position, 7) if node.op == "HardSigmoid" else min(position, given + 7)
+    state.grids[end] = _at(state.grids[end], wanted)
 
 
 def _layer_end(state: QuantState, node: Node) -> str | None:

@@ -95,6 +95,8 @@ class _Statistic:
 
     def quantized(self, values: Array) -> Array:
         """Take in one batch, and quantize it with what all so far ask for."""
+        if values.dtype != np.float32:
+            self.refused = f"it is {values.dtype}; a strategy quantizes float32"
         if self.refused is None and values.size and not np.isfinite(values).all():
             self.refused = "it holds NaN or inf on the calibration data"
         if self.refused is not None or values.size == 0:
