@@ -34,7 +34,7 @@ def aligned(nodes, positions, weight=None, bias=None, outputs="float y", **plan)
     run_passes([ALIGN_POSITIONS], state)
     found = {name: round(-np.log2(float(g.scale))) for name, g in state.grids.items()}
     for name, column in (("w", state.weight_grids), ("b", state.bias_grids)):
-        found.update({name: round(-np.log2(float(g.scale))) for g in column.values()})
+        found |= {name: round(-np.log2(float(column["c"].scale)))} if column else {}
     return found
 
 
