@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from amct_onnx.kernels.hfmg import Hfmg as Hfmg
     from amct_onnx.kernels.ifmr import Ifmr as Ifmr
     from amct_onnx.kernels.nuq import Nuq as Nuq
+    from amct_onnx.kernels.strategy import TensorStrategy as TensorStrategy
     from amct_onnx.quantize import quantize_onnx as quantize_onnx
     from amct_onnx.report.compare import compare_models as compare_models
     from amct_onnx.results import QuantizeResult as QuantizeResult
@@ -47,6 +48,7 @@ _HOMES = {
     "amct_onnx.kernels.hfmg": "Hfmg",
     "amct_onnx.kernels.ifmr": "Ifmr",
     "amct_onnx.kernels.nuq": "Nuq",
+    "amct_onnx.kernels.strategy": "TensorStrategy",
     "amct_onnx.errors": "AmctError ConfigError DataError ModelError NotAvailableError OutputError PassError "
     "RecordError",
     "amct_onnx.quantize": "quantize_onnx",

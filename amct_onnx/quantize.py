@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Executor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import onnx
 
-from amct_onnx.by_strategy import calibrated_by_strategy, strategy_results
+from amct_onnx.by_strategy import quantize_by_strategy
 from amct_onnx.config import QuantConfig, with_options
 from amct_onnx.data import CalibrationSource, Feed, Feeds, input_specs
 from amct_onnx.errors import ConfigError
@@ -19,28 +19,14 @@ from amct_onnx.formats.config_source import load_any_config
 from amct_onnx.formats.model_file import read_model
 from amct_onnx.kernels.checks import require_int
 from amct_onnx.passes.calibration import CalibrationRun
-from amct_onnx.passes.graph import Array
 from amct_onnx.passes.manager import run_passes
 from amct_onnx.passes.observe import warm_up_beside
 from amct_onnx.passes.pipelines import FUSE, calibrate
-from amct_onnx.passes.session import Session
-from amct_onnx.passes.state import QuantState
-from amct_onnx.passes.weights import LightModel
 from amct_onnx.planning import make_plan
 from amct_onnx.prepare import final_plan, prepare, require_same
 from amct_onnx.progress import Progress
-from amct_onnx.results import (
-    FILES,
-    INFO_FILE,
-    QDQ_FILE,
-    QuantizeResult,
-    Target,
-    finish,
-    json_layers,
-    make_results,
-)
+from amct_onnx.results import FILES, QDQ_FILE, QuantizeResult, Target, finish, json_layers, make_results
 from amct_onnx.strategy_config import StrategyConfig
-from amct_onnx.strategy_planning import StrategyRules, plan_strategy
 
 
 def quantize_onnx(
@@ -85,73 +71,37 @@ def quantize_onnx(
     show = Progress(progress)
     source = read_model(model)
     loaded = load_any_config(cfg)
-    target = None if save_path is None else Target.of(save_path, {"model": model}, (*FILES, QDQ_FILE, INFO_FILE))
-    asked = _Asked(calibration, memory_limit, executor, measure_layers, qdq, deploy)
     if isinstance(loaded, StrategyConfig):
-        return _by_strategy(source, with_options(loaded, options), asked, target, show)
+        if executor is not None:
+            raise ConfigError("a Vitis AI strategy looks at the batches one after the other; leave the executor out")
+        strategy = with_options(loaded, options)
+        files = None if save_path is None else (save_path, model)
+        return quantize_by_strategy(
+            source, strategy, calibration, files, show, qdq=qdq, deploy=deploy, measure_layers=measure_layers
+        )
     if deploy is not None:
         raise ConfigError("deploy belongs to Vitis AI strategies; AMCT's configurations always give a deploy model")
-    return _by_layers(source, with_options(loaded, options), asked, target, show)
-
-
-@dataclass(frozen=True, slots=True)
-class _Asked:
-    """What `quantize_onnx` is given beside model and configuration."""
-
-    calibration: CalibrationSource | None
-    memory_limit: int | None
-    executor: Executor | None
-    measure_layers: bool
-    qdq: bool
-    deploy: bool | None
-
-
-def _by_layers(
-    source: LightModel, config: QuantConfig, asked: _Asked, target: Target | None, show: Progress
-) -> QuantizeResult:
-    """Quantize in front of every layer, as AMCT does."""
+    config = with_options(loaded, options)
+    target = None if save_path is None else Target.of(save_path, {"model": model}, (*FILES, QDQ_FILE) if qdq else FILES)
     with show.phase("prepare"):
         state, session = prepare(source)
         state = replace(state, plan=make_plan(state, config))
-        if asked.executor is None:  # else its processes may be forked off while the thread holds locks
+        if executor is None:  # else its processes may be forked off while the thread holds locks
             warm_up_beside(state.plan)
         format_json(config, json_layers(state.plan))  # a layer that cannot be written down is found out now
         run_passes(FUSE, state)
-    shown, expected, run = _data(source, state, session, asked, show)
+    feeds = Feeds(calibration, input_specs(source.proto), state.plan.batch_num)
+    expected = session.run(feeds.first, "calibration batch 0")
+    del session
+    require_same(state, expected, feeds.first)
+    shown = _Shown(feeds, show)
+    run = CalibrationRun(feeds=shown, first=feeds.first, memory_limit=memory_limit, executor=executor)
     run_passes(calibrate(run), state)
     state = replace(state, plan=final_plan(state))
     with show.phase("write and verify"):
         text = format_json(config, json_layers(state.plan), batch_num=shown.count)
-        results = make_results(state, text, qdq=asked.qdq)
-        return finish(state, results, target, expected, shown.first, asked.measure_layers)
-
-
-def _by_strategy(
-    source: LightModel, config: StrategyConfig, asked: _Asked, target: Target | None, show: Progress
-) -> QuantizeResult:
-    """Quantize tensors where they are produced, as Vitis AI does."""
-    with show.phase("prepare"):
-        state, session = prepare(source)
-        rules = StrategyRules.of(state.graph, config)
-        state = replace(state, plan=plan_strategy(state, config, rules))
-        run_passes(FUSE, state)
-    shown, expected, run = _data(source, state, session, asked, show)
-    state = calibrated_by_strategy(state, config, rules, run)
-    with show.phase("write and verify"):
-        fitted, results = strategy_results(state, config, qdq=asked.qdq, deploy=asked.deploy)
-        return finish(fitted, results, target, expected, shown.first, asked.measure_layers)
-
-
-def _data(
-    source: LightModel, state: QuantState, session: Session, asked: _Asked, show: Progress
-) -> tuple[_Shown, dict[str, Array], CalibrationRun]:
-    """The batches, what the model gives for the first, and how they are run; checks what was prepared on the first."""
-    feeds = Feeds(asked.calibration, input_specs(source.proto), state.plan.batch_num)
-    expected = session.run(feeds.first, "calibration batch 0")
-    require_same(state, expected, feeds.first)
-    shown = _Shown(feeds, show)
-    run = CalibrationRun(feeds=shown, first=feeds.first, memory_limit=asked.memory_limit, executor=asked.executor)
-    return shown, expected, run
+        results = make_results(state, text, qdq=qdq)
+        return finish(state, results, target, expected, feeds.first, measure_layers)
 
 
 def _check_run(memory_limit: object, executor: object) -> None:
@@ -166,13 +116,11 @@ class _Shown:
     """The batches, with progress drawn for each time that they are gone through.
 
     Attributes:
-        first: the first of them.
         count: how many there are, once they were gone through.
     """
 
     def __init__(self, feeds: Feeds, show: Progress) -> None:
         self._feeds, self._show = feeds, show
-        self.first = feeds.first
         self.count = 0
 
     def __iter__(self) -> Iterator[Feed]:

@@ -14,8 +14,8 @@ ROOT = Path(amct_onnx.__file__).parents[1]
 NAMES = [
     *("AdaRound", "AmctError", "Arq", "ConfigError", "DataError", "Dmq", "Hfmg", "Ifmr", "LayerConfig", "ModelError"),
     *("NotAvailableError", "Nuq", "NuqConfig", "OutputError", "PassError", "QuantConfig", "QuantizeResult"),
-    *("RecordError", "SimulatedSession", "TensorConfig", "VerifyReport", "compare_models", "convert_model"),
-    *("import_qdq", "quantize_onnx"),
+    *("RecordError", "SimulatedSession", "StrategyConfig", "TensorConfig", "TensorStrategy", "VerifyReport"),
+    *("compare_models", "convert_model", "import_qdq", "quantize_onnx"),
     "verify_deploy_model",
 ]
 HEAVY = ("onnxruntime", "numba", "onnx", "onnx_graphsurgeon", "numpy", "google.protobuf", "rich")

@@ -250,6 +250,18 @@ def test_what_qdq_cannot_express_is_said():
     assert quantize_onnx(graph(BLOCK), strategy, calibration=feeds()).deploy_model is None
 
 
+def test_a_bias_beside_tiny_weights_gets_a_coarser_scale_on_the_chip_alone():
+    weight = np.array(W["v"])
+    weight[2] *= np.float32(1e-9)
+    source = model(
+        "g (float[2, 4, 6, 6] x) => (float[2, 4, 6, 6] y) { [c] y = Conv(x, v, b) }", {"v": weight, "b": W["b"] + 3}
+    )
+    result = quantize_onnx(source, STRATEGIES["per channel"], calibration=feeds(), deploy=True)
+    assert result.plan.notes["c"][0].startswith("in the deploy model: coarser weights in channel 2")
+    scale = json.loads(result.quant_info)["param"]["v"][0][1][2]
+    assert result.params["c"].weight.scale[2] > 100 * scale
+
+
 # Rewrites
 
 

@@ -75,6 +75,7 @@ def with_own_tables(state: QuantState) -> QuantState:
         left_float=dict(state.left_float),
         bias_shifts=dict(state.bias_shifts),
         weight_grids=dict(state.weight_grids),
+        remarks={},
         activations={},
         weights={},
     )

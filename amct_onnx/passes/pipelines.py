@@ -95,7 +95,7 @@ DEPLOY: tuple[Pass, ...] = (
 FAKE_QUANT: tuple[Pass, ...] = (*DEPLOY, LOWER_ASCEND)
 """Rewrites the float graph into one of standard operators that computes what the chip will."""
 
-TAKE_OVER_GRIDS: tuple[Pass, ...] = (FIT_ASCEND, CHECK_BIASES)
+TAKE_OVER_GRIDS: tuple[Pass, ...] = (FIT_ASCEND, FIT_BIASES)
 """Takes the decisions of a strategy over where Ascend's operators compute them; DEPLOY then rewrites the graph."""
 
 FAKE_QUANT_GRIDS: tuple[Pass, ...] = (INSERT_GRIDS,)
