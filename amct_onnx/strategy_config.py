@@ -36,6 +36,7 @@ class StrategyConfig:
     keep_add_layer_accuracy: leave additions float.
     change_concat_input_fix, change_pool_input_fix: its inputs get the scale of a concatenation's, or pooling's, output.
     batch_num: calibration batches to use; None for all.
+    dpu_arithmetic: average pooling and LeakyRelu compute what they do on the DPU; the tool does that for every device.
     """
 
     target_device: str
@@ -50,10 +51,11 @@ class StrategyConfig:
     change_concat_input_fix: bool = False
     change_pool_input_fix: bool = False
     batch_num: int | None = None
+    dpu_arithmetic: bool = False
 
     def __post_init__(self) -> None:
         require_choice("target_device", self.target_device, DEVICES)
-        for name in SWITCHES:
+        for name in (*SWITCHES, "dpu_arithmetic"):
             require_bool(name, getattr(self, name))
         if self.batch_num is not None:
             require_int("batch_num", self.batch_num, low=1)

@@ -53,6 +53,7 @@ def plan_strategy(state: QuantState, config: StrategyConfig, rules: StrategyRule
         align_concat=config.change_concat_input_fix,
         align_pool=config.change_pool_input_fix,
         dpu_shifts=config.target_device == "DPU",
+        dpu_arithmetic=config.dpu_arithmetic,
     )
 
 

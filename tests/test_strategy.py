@@ -304,6 +304,26 @@ def test_concatenations_get_one_grid_and_shifts_stay_within_reach():
     assert 0 <= x + w - y <= 16
 
 
+def test_pooling_and_leaky_relu_compute_as_the_dpu_where_asked_for():
+    nodes = (
+        "[a] h = AveragePool<kernel_shape = [3, 3]>(x) [b] k = LeakyRelu<alpha = 0.1>(h) "
+        "[c] l = Conv(k, v) [g] y = GlobalAveragePool(l)"
+    )
+    source, data = graph(nodes), feeds()
+    models = {}
+    for flag in (False, True):
+        result = quantize_onnx(source, CPU, calibration=data, dpu_arithmetic=flag)
+        assert sorted(result.plan.tensors) == ["k", "l", "x", "y"]
+        models[flag] = result.fake_quant_model
+    pool = model("g (float[2, 4, 6, 6] x) => (float y) { [a] y = AveragePool<kernel_shape = [3, 3]>(x) }")
+    pool.graph.output[0].type.tensor_type.ClearField("shape")
+    assert len({tuple(run(m, data[0])["y"].ravel().tolist()) for m in models.values()}) == 2
+    (leaky,) = (node for node in models[True].graph.node if node.op_type == "LeakyRelu")
+    assert onnx.helper.get_attribute_value(leaky.attribute[0]) == 26 / 256
+    (factor,) = (node for node in models[True].graph.node if node.name == "a.dpu_factor")
+    assert initializers(models[True])[factor.input[1]] == np.float32(63 / 64)
+
+
 # What is said of layers
 
 RULE = {"quantizable_data_type": ["weights"], "overall_quantize_config": {"bit_width": 4}}

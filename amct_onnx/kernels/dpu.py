@@ -37,6 +37,9 @@ def shifted_within_reach(layer: LayerPositions) -> LayerPositions:
     return LayerPositions(input=layer.input, weight=weight, output=output, bias=bias)
 
 
+LEAKY_SLOPE = 26 / 256
+"""The slope of every LeakyRelu on the DPU."""
+
 _POOLS = {
     (3, 3): 63 / 64,
     (5, 5): 250 / 256,

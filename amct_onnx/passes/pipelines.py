@@ -6,6 +6,7 @@ from amct_onnx.passes.align_positions import ALIGN_POSITIONS
 from amct_onnx.passes.balance import balance
 from amct_onnx.passes.calibrate_tensors import FIND_PARAMETER_GRIDS, calibrate_tensors
 from amct_onnx.passes.calibration import CalibrationRun
+from amct_onnx.passes.compute_as_dpu import COMPUTE_AS_DPU
 from amct_onnx.passes.correct_biases import CORRECT_BIASES, FIND_BIAS_SHIFTS
 from amct_onnx.passes.drop_unreached import DROP_UNREACHED
 from amct_onnx.passes.equalise_layers import EQUALISE_LAYERS
@@ -66,6 +67,7 @@ def calibrate(run: CalibrationRun) -> tuple[Pass, ...]:
 REWRITE: tuple[Pass, ...] = (
     REPLACE_RELU6,  # first: Relu lets factors through
     EQUALISE_LAYERS,
+    COMPUTE_AS_DPU,
 )
 """The rewrites of the float graph that a Vitis AI strategy asks for; its tensors then have their final names."""
 

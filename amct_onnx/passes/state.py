@@ -61,6 +61,7 @@ class QuantPlan:
     replace_relu6: Clip between 0 and 6 becomes Relu.
     align_concat, align_pool: the inputs of a concatenation, of a pooling, get the grid of its output.
     dpu_shifts: positions are changed until the DPU's shifters reach them.
+    dpu_arithmetic: average pooling and LeakyRelu compute what they do on the DPU.
     """
 
     layers: Mapping[str, LayerPlan] = field(default_factory=dict)
@@ -79,6 +80,7 @@ class QuantPlan:
     align_concat: bool = False
     align_pool: bool = False
     dpu_shifts: bool = False
+    dpu_arithmetic: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

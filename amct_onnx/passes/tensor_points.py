@@ -62,6 +62,9 @@ _MOVING = frozenset(
 )
 """Operators that only move values: what comes out is on the grid of what goes in."""
 
+DPU_FACTOR = ".dpu_factor"
+"""What the names of multiplications end in that belong to the pooling in front of them."""
+
 _JOINING = _MOVING | frozenset({"Relu", "LeakyRelu", "Clip", "Tile", "Expand", "Dropout"})
 
 
@@ -92,7 +95,7 @@ def _groups(graph: Graph) -> list[list[Node]]:
     of_node: dict[int, list[Node]] = {}
     for node in graph.nodes:
         parent = _sole_parent(node) if is_standard(node) else None
-        if parent is not None and node.op not in _JOINING and bias_add(graph, parent) is not node:
+        if parent is not None and not (_joins(node) or bias_add(graph, parent) is node):
             parent = None
         joined = of_node.get(id(parent)) if parent is not None else None
         if joined is None or parent is None or not _may_join(graph, node, parent, joined):
@@ -101,6 +104,10 @@ def _groups(graph: Graph) -> list[list[Node]]:
         joined.append(node)
         of_node[id(node)] = joined
     return groups
+
+
+def _joins(node: Node) -> bool:
+    return node.op in _JOINING or node.name.endswith(DPU_FACTOR)
 
 
 def _sole_parent(node: Node) -> Node | None:
