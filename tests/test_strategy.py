@@ -265,15 +265,17 @@ def test_a_bias_beside_tiny_weights_gets_a_coarser_scale_on_the_chip_alone():
 # Rewrites
 
 
-def test_relu6_becomes_relu_where_asked_for():
+def test_relu6_becomes_relu_where_asked_for(caplog):
     low, high = np.float32(0), np.float32(6)
     nodes = "[c] h = Conv(x, w) [r] y = Clip(h, low, high)"
     source = model(
         f"g (float[2, 4, 6, 6] x) => (float[2, 4, 4, 4] y) {{ {nodes} }}", {"w": W["w"], "low": low, "high": high}
     )
-    for strategy, wanted in (({**CPU, "convert_relu6_to_relu": True}, "Relu"), (CPU, "Clip")):
+    asked, with_cle = {**CPU, "convert_relu6_to_relu": True}, {**CPU, "include_cle": True}
+    for strategy, wanted in ((asked, "Relu"), (CPU, "Clip"), (with_cle, "Relu")):
         result = quantize_onnx(source, strategy, calibration=feeds())
         assert {node.op_type for node in result.fake_quant_model.graph.node if node.name == "r"} == {wanted}
+        assert ("include_cle turned 1 Clip" in caplog.text) == (strategy is with_cle)
 
 
 def test_first_and_last_layer_and_additions_can_be_left():
