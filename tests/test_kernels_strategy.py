@@ -174,7 +174,7 @@ def test_rounding_is_that_of_the_plain_twin(mode, values):
 
 
 @given(tensors, st.sampled_from([4, 8, 16]), st.sampled_from(ROUND_MODES))
-@settings(max_examples=60)
+@settings(max_examples=40)
 def test_positions_are_those_of_the_plain_twin(values, bits, mode):
     assert position_of_range(values, num_bits=bits) == naive.position_of_range(values, bits)
     if np.abs(values).max() < 1e30:
@@ -185,7 +185,7 @@ def test_positions_are_those_of_the_plain_twin(values, bits, mode):
 @given(
     arrays(np.float32, st.integers(1, 300), elements=st.floats(-9, 9, width=16)), st.sampled_from([50.0, 99.0, 100.0])
 )
-@settings(max_examples=40)
+@settings(max_examples=12)
 def test_ranges_are_those_of_the_plain_twin(values, percentage):
     assert clip_by_percentile(values, percentage) == naive.clip_by_percentile(values, percentage)
     assert clip_by_entropy(values, groups=8) in naive.clips_by_entropy(values, 8)

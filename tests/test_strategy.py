@@ -370,9 +370,12 @@ def test_types_and_names_of_torch_find_their_nodes(names, rule, wanted):
 @pytest.mark.parametrize(
     ("rule", "said"),
     [
-        ({"layer_name": "ResNet::ResNet/Conv2d[conv3]/input.2"}, "no node belongs to module 'conv3'"),
+        (
+            {"layer_name": "ResNet::ResNet/Conv2d[conv3]/input.2"},
+            "no node belongs to module 'conv3'; candidates: '/conv1/Conv'",
+        ),
         ({"layer_name": "ResNet::ResNet/Linear[conv1]/input.2"}, "says Linear, but module 'conv1' is '/conv1/Conv'"),
-        ({"layer_name": "Net::Net/ret.15"}, "names no node and no module"),
+        ({"layer_name": "Net::Net/ret.15"}, "names no node and no module; candidates: '/conv1/Conv'"),
         ({"layer_type": "Conv2dd"}, "did you mean 'Conv2d'"),
     ],
     ids=str,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 
 from amct_onnx.errors import ConfigError, nearest
 
@@ -149,7 +150,13 @@ def _ends_with(known: str, path: str) -> bool:
 
 
 def _candidates(name: str, nodes: Sequence[NamedNode]) -> str:
-    names = [path for node in nodes for path in (node.name, _weight_path(node)) if path]
+    """The nodes that are called alike, else the first ones with a weight."""
+    names = {node.name: _weight_path(node) for node in nodes}
     last = name.rpartition(".")[2].rpartition("/")[2]
-    close = [known for known in names if last and last in known][:_MOST_LISTED]
-    return f"; candidates: {', '.join(map(repr, close))}" if close else nearest(name, names) or ""
+    close = [own for own, path in names.items() if last and (last in own or last in path)]
+    if not close:
+        found = get_close_matches(name, [*names, *names.values()], n=_MOST_LISTED)
+        close = [own for own, path in names.items() if own in found or path in found]
+    close = close or [node.name for node in nodes if node.weight]
+    more = ", ..." if len(close) > _MOST_LISTED else ""
+    return f"; candidates: {', '.join(map(repr, close[:_MOST_LISTED]))}{more}" if close else ""
