@@ -315,9 +315,10 @@ def _refuse_unavailable(config: QuantConfig) -> None:
 
 
 def _check_available(layer: LayerPlan) -> None:
+    bits = getattr(layer.activation, "num_bits", 8)
     missing = {
         "ada_quantize": isinstance(layer.weight, AdaRound),
-        "activations of other than 8 bits": getattr(layer.activation, "num_bits", 8) != 8,
+        f"{bits}-bit activations": bits != 8,
         "4-bit weights": isinstance(layer.weight, Arq) and layer.weight.num_bits == 4,
     }
     with located(f"layer {layer.name!r}"):
