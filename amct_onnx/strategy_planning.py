@@ -110,12 +110,10 @@ def _kept_float(graph: Graph, config: StrategyConfig, weighted: Sequence[str]) -
 
 
 def _belongs_to(graph: Graph, point: Point, kept: Mapping[str, str]) -> bool:
-    """Whether a tensor is the result of a node that stays float, or is read by such nodes alone."""
-    if any(node.name in kept for node in point.nodes):
-        return True
+    """Whether a tensor is read by nodes alone that stay float, or is the model's output and the result of one."""
     tensors = point.nodes[-1].outputs if point.nodes else [t for t in graph.inputs if t.name == point.tensor]
     users = [user for tensor in tensors for user in tensor.outputs]
-    return bool(users) and all(user.name in kept for user in users)
+    return all(user.name in kept for user in users) if users else any(node.name in kept for node in point.nodes)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
