@@ -326,6 +326,12 @@ def test_pooling_and_leaky_relu_compute_as_the_dpu_where_asked_for():
     assert initializers(models[True])[factor.input[1]] == np.float32(63 / 64)
 
 
+def test_layers_are_compared_tensor_by_tensor():
+    result = quantize_onnx(graph(BLOCK), CPU, calibration=feeds(), measure_layers=True)
+    assert sorted(result.layer_errors) == ["a", "d", "l", "p", "r"]
+    assert all(error.sqnr > 15 for error in result.layer_errors.values())
+
+
 # What is said of layers
 
 RULE = {"quantizable_data_type": ["weights"], "overall_quantize_config": {"bit_width": 4}}
