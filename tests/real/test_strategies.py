@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from typing import Any
 
 import numpy as np
@@ -59,6 +58,7 @@ def user_guide(layer: str) -> dict[str, Any]:
 
 DPU = {"target_device": "DPU"}
 MSE = {"target_device": "CPU", "overall_quantize_config": {**_FLOAT, "method": "mse"}}
+PER_CHANNEL = {"tensor_quantize_config": {"weights": {"method": "maxmin", "per_channel": True}}}
 CONV1 = "ResNet::ResNet/Conv2d[conv1]/input.2"
 
 
@@ -80,8 +80,7 @@ def test_resnet20_keeps_its_answers(strategy: dict[str, Any]) -> None:
 
 def test_resnet20_is_deployed_as_the_strategy_says() -> None:
     path, (calibration, images, labels) = network("resnet20-cifar10"), cifar10()
-    strategy = {**MSE, "tensor_quantize_config": {"weights": {"method": "maxmin", "per_channel": True}}}
-    result = quantize_onnx(path, strategy, calibration=resnet20_feeds(calibration[:500]))
+    result = quantize_onnx(path, {**MSE, **PER_CHANNEL}, calibration=resnet20_feeds(calibration[:500]))
     assert isinstance(result.deploy_model, onnx.ModelProto)
     assert len(result.params) >= 19  # all convolutions; the Gemm takes one scale
     session = SimulatedSession(result.deploy_model, "ideal")
@@ -94,17 +93,16 @@ def test_resnet20_is_deployed_as_the_strategy_says() -> None:
 @pytest.mark.parametrize(
     ("strategy", "lost"),
     [
-        (user_guide("EfficientNet::EfficientNet/Conv2d[_conv_stem]/input.2"), 3),
-        # powers of two, and one scale for all channels of depthwise weights: see docs/dialects.md
-        (DPU, 100),
-        (MSE, 100),
+        (user_guide("EfficientNet::EfficientNet/Conv2d[_conv_stem]/input.2"), 3),  # measured 87.75, before 89.0
+        # include_cle would turn ReLU6 into Relu: 59.75; powers of two, and one for all channels: 85.5
+        ({**DPU, "include_cle": False}, 5),
+        ({**MSE, **PER_CHANNEL, "include_cle": False}, 3),  # measured 88.25
     ],
     ids=["user guide", "DPU", "mse"],
 )
-def test_efficientnet_lite0(strategy: dict[str, Any], lost: float) -> None:
+def test_efficientnet_lite0_keeps_its_answers(strategy: dict[str, Any], lost: float) -> None:
     calibration, evaluation = (efficientnet_feeds(crops(part, 256, 224)) for part in ("calib", "eval"))
-    result = quantize_onnx(efficientnet(), strategy, calibration=calibration[:25])
+    result = quantize_onnx(efficientnet(), strategy, calibration=calibration[:10])
     assert isinstance(result.fake_quant_model, onnx.ModelProto)
     after = right(result.fake_quant_model, evaluation, classes("eval"))
-    logging.getLogger("amct_onnx").info("top-1 %.2f", after)
     assert after >= efficientnet_float() - lost
