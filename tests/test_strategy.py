@@ -469,3 +469,13 @@ def test_the_command_line_tells_a_strategy_by_its_shape(tmp_path, capsys):
     assert main([*given[:4], str(tmp_path / "again"), "--calibration_config", str(tmp_path / "out" / "net_config.json"),
                  "--data", str(tmp_path / "data.npz")]) == 0  # fmt: skip
     logging.getLogger("amct_onnx").handlers.clear()
+
+
+@pytest.mark.parametrize("opset", [9, 11, 18])
+def test_every_opset_gets_both_forms(opset):
+    nodes = "[c] h = Conv<pads = [1, 1, 1, 1]>(x, w, b) [r] k = Relu(h) [p] y = MaxPool<kernel_shape = [2, 2]>(k)"
+    source, data = graph(nodes, opset=opset), feeds()
+    result = quantize_onnx(source, with_activation(CPU, round_mode="std_round"), calibration=data, qdq=True)
+    reference = run(source, data[0])["y"]
+    for form in (result.fake_quant_model, result.qdq_model):
+        assert sqnr(reference, run(form, data[0], optimize=False)["y"]) > 25
