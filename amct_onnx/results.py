@@ -287,7 +287,8 @@ def _verified(
         _require_rules_kept(state, models["deploy_model.onnx"])
     outputs = compare_outputs(expected, fake_quant, feed, "the quantized model")
     if QDQ_FILE in models:
-        _require_agreement(models[QDQ_FILE], fake_quant, feed, outputs)
+        is_even = all(grid.round_mode == "half_even" for grid in state.grids.values())
+        _require_agreement(models[QDQ_FILE], fake_quant, feed, outputs, strict=is_even)
     layers = compare_models(state.graph.to_light(), fake_quant, [feed]).layers if measure_layers else {}
     return Comparison(outputs=outputs, layers=layers)
 
@@ -297,11 +298,12 @@ def _ends_of(model: LightModel) -> list[str]:
 
 
 def _require_agreement(
-    qdq: LightModel, fake_quant: LightModel, feed: Feed, distances: Mapping[str, TensorError]
+    qdq: LightModel, fake_quant: LightModel, feed: Feed, distances: Mapping[str, TensorError], *, strict: bool
 ) -> None:
     """The QDQ model as it stands must compute what the fake-quant model does; what an optimizer makes of it, should.
 
     distances: output -> how far the fake-quant model is from the float one; the two may not be further from each other.
+    strict: both round alike; else a difference is told, no more: QuantizeLinear sends halves to the even neighbour.
     """
     expected = open_session(fake_quant, "the quantized model", optimize=False).run(feed, "batch 0")
     for optimize in (False, True):
@@ -310,9 +312,10 @@ def _require_agreement(
             if not is_far or expected[name].dtype.kind != "f":
                 continue
             said = f"output {name!r} of the QDQ model is {error.sqnr:.1f} dB from that of the fake-quant model"
-            if not optimize:
+            if not optimize and strict:
                 raise ModelError(f"{said}; please report the model")
-            _log.warning("%s where onnxruntime optimizes it on this processor", said)
+            where = "onnxruntime optimizes it on this processor" if strict else "halves are rounded otherwise"
+            _log.warning("%s where %s", said, where)
 
 
 def _require_rules_kept(state: QuantState, deploy: LightModel) -> None:

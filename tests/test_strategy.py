@@ -8,6 +8,7 @@ import numpy as np
 import onnx
 import pytest
 from graphs import initializers, model, run, sqnr
+from odd_graphs import ODD_GRAPHS
 
 from amct_onnx import QuantConfig, StrategyConfig, quantize_onnx
 from amct_onnx.cli import main
@@ -479,3 +480,31 @@ def test_every_opset_gets_both_forms(opset):
     reference = run(source, data[0])["y"]
     for form in (result.fake_quant_model, result.qdq_model):
         assert sqnr(reference, run(form, data[0], optimize=False)["y"]) > 25
+
+
+ODD = ["if_bodies", "loop_body", "if_reads_outer_scope", "output_is_input", "output_of_layer", "pool_ceil", "opset9"]
+ODD += ["conv_weight_at_run_time", "input_int64_tokens", "names_duplicate_in_bodies", "up_grouped", "inputs_left_out"]
+
+
+@pytest.mark.parametrize("build", [b for b in ODD_GRAPHS if b.__name__ in ODD], ids=lambda build: build.__name__)
+@pytest.mark.parametrize("strategy", ["DPU", "per channel"])
+def test_odd_models_are_quantized_by_strategies_too(build, strategy):
+    case = build()
+    result = quantize_onnx(case.model, STRATEGIES[strategy], calibration=case.feeds[:2], qdq=True)
+    assert min(error.sqnr for error in result.output_errors.values()) > 20
+    for form in (result.fake_quant_model, result.qdq_model):
+        run(form, case.feeds[2])
+
+
+def test_halves_are_no_models_that_must_be_reported(caplog):
+    build = next(build for build in ODD_GRAPHS if build.__name__ == "pool_ceil")
+    case = build()
+    result = quantize_onnx(case.model, {"target_device": "DPU"}, calibration=case.feeds[:2], qdq=True)
+    assert isinstance(result.qdq_model, onnx.ModelProto)
+    assert "halves are rounded otherwise" in caplog.text
+
+
+def test_half_precision_is_left_with_a_reason():
+    case = next(build for build in ODD_GRAPHS if build.__name__ == "float16_model")()
+    with pytest.raises(ModelError, match="its weight is float16; a strategy quantizes float32"):
+        quantize_onnx(case.model, CPU, calibration=case.feeds[:2])

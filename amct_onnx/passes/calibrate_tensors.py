@@ -185,7 +185,7 @@ def _levels(state: QuantState, watched: set[str]) -> list[_Level]:
     made = []
     for number, level in enumerate(nodes):
         produced = [name for node in level for name in node.output if name]
-        reads = sorted({name for node in level for name in read_by(node)} - constants - set(produced))
+        reads = sorted({n for node in level for n in read_by(node) if n in level_of} - set(produced))
         wanted = [n for n in produced if n in points or n in watched or last_use.get(n, -1) > number]
         own_points = tuple(n for n in (*(fed if number == 0 else ()), *produced) if n in points)
         session = _session(model, level, reads, wanted, types) if wanted else None

@@ -61,6 +61,10 @@ class Insertion:
             result.name, source.name = source.name, own
             result.dtype, result.shape = source.dtype, source.shape
         self.graph.replace_uses(source, result, keep=self._first)
+        if not source.inputs:  # an input that the model hands on stays what was fed
+            for index, output in enumerate(self.graph.outputs):
+                if output is result:
+                    self.graph.outputs[index] = source
 
 
 def _run(state: QuantState) -> None:
