@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from amct_onnx.auto_calibration.protocol import STRATEGIES
+from amct_onnx.cli_help import EXAMPLES
 from amct_onnx.data import CalibrationSource, InputSpec, checked_feeds, input_specs, raw_feeds
 from amct_onnx.errors import AmctError, ConfigError, DataError, OutputError
 
@@ -25,32 +27,12 @@ _VERIFY_HELP = """\
 Check a deploy model, of this engine or of any other tool, against what ATC takes and understands.
 Needs neither ATC nor a chip. Exit status: 0 no error, 1 errors, 2 a file could not be read or wrong usage."""
 
-_VERIFY_EXAMPLES = """\
-examples:
-  amct_onnx verify out/net_deploy_model.onnx
-  amct_onnx verify out/net_deploy_model.onnx --record out/net_record.txt --float-model net.onnx
-  amct_onnx verify out/net_deploy_model.onnx --json report.json && atc --model=out/net_deploy_model.onnx ...
-"""
-
 _SIMULATE_HELP = """\
 Run a deploy model on the CPU by exact integers, rounded as a kind of chip does, over data of the usual forms."""
-
-_SIMULATE_EXAMPLES = """\
-examples:
-  amct_onnx simulate out/net_deploy_model.onnx --data data/ --profile fixpipe --save outputs.npz
-  amct_onnx simulate out/net_deploy_model.onnx --data data/ --profile v200 --reference out/net_fake_quant_model.onnx
-"""
 
 _AGREEMENT_HELP = """\
 Run float, fake-quant and deploy model, the latter on every kind of chip, and say layer by layer how far they are apart,
 where they part first, and what it is that parts them."""
-
-_AGREEMENT_EXAMPLES = """\
-examples:
-  amct_onnx agreement net.onnx out/net_fake_quant_model.onnx out/net_deploy_model.onnx --data data/
-  amct_onnx agreement net.onnx out/net_fake_quant_model.onnx out/net_deploy_model.onnx --data data/ \\
-      --profiles fixpipe --html report.html --json report.json
-"""
 
 _DTYPES = (
     *("float64", "float32", "float16", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"),
@@ -102,7 +84,9 @@ def _parser() -> argparse.ArgumentParser:
     _add_verify(commands.add_parser("verify", help="check a deploy model against what ATC takes"))
     _add_simulate(commands.add_parser("simulate", help="run a deploy model as a chip would"))
     _add_agreement(commands.add_parser("agreement", help="say where and why models and chips part"))
-    for command in commands.choices.values():
+    _add_completion(commands.add_parser("completion", help="print what teaches a shell to complete all this"), commands)
+    for name, command in commands.choices.items():
+        command.epilog, command.formatter_class = EXAMPLES[name], argparse.RawDescriptionHelpFormatter
         command.add_argument("-v", "--verbose", action="store_true", help="tell every step")
         command.add_argument("-q", "--quiet", action="store_true", help="tell warnings and errors only")
     return parser
@@ -110,23 +94,39 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_calibration(parser: argparse.ArgumentParser) -> None:
     parser.description = (
-        "Quantize a model; writes <save_path>_deploy_model.onnx, _fake_quant_model.onnx, _record.txt and _config.json."
+        "Quantize a model; writes <save_path>_deploy_model.onnx, _fake_quant_model.onnx, _record.txt, _config.json\n"
+        "and _quant.json, which tells tools that compare models what became of each node."
     )
     parser.add_argument("--model", required=True, help="the float model, an .onnx file; or a .prototxt")
     _add_weights(parser)
     parser.add_argument("--save_path", required=True, help="directory and prefix of what is written, e.g. out/net")
-    parser.add_argument("--calibration_config", help="a .cfg or JSON file; without it the engine's own preset is used")
-    parser.add_argument("--batch_num", type=int, help="batches to use without --calibration_config")
+    parser.add_argument(
+        "--calibration_config",
+        help="a .cfg or JSON file of AMCT, or a strategy file of Vitis AI; without it the engine's own preset is used",
+    )
+    parser.add_argument("--batch_num", type=int, help="batches to use where --calibration_config says no number")
     parser.add_argument("--format", choices=["qdq"], help="also write <save_path>_qdq_model.onnx, which others read")
     _add_data(parser)
-    parser.add_argument("--evaluator", help=argparse.SUPPRESS)
+    evaluator = parser.add_argument_group("the user's own loop", "instead of calibration data")
+    evaluator.add_argument(
+        "--evaluator",
+        metavar="SCRIPT",
+        help="a Python script with an evaluator; one that judges models too decides which layers stay float",
+    )
+    evaluator.add_argument(
+        "--strategy",
+        choices=STRATEGIES,
+        help="how these are looked for: Greedy (the default) needs fewer float layers than AMCT's BinarySearch; "
+        "GreedyInt16 tries 16-bit activations before it leaves layers float",
+    )
     parser.set_defaults(command=_calibration)
 
 
 def _add_convert(parser: argparse.ArgumentParser) -> None:
     parser.description = (
-        "Turn a model with QuantizeLinear and DequantizeLinear into Ascend's forms, or quantize a float one with the "
-        "scales of a record file; writes <save_path>_deploy_model.onnx, _fake_quant_model.onnx and _record.txt."
+        "Turn a model with QuantizeLinear and DequantizeLinear into Ascend's forms, or quantize a float one with the\n"
+        "scales of a record file; writes <save_path>_deploy_model.onnx, _fake_quant_model.onnx, _record.txt and\n"
+        "_quant.json."
     )
     parser.add_argument("--model", required=True, help="a QDQ model; with --record a float model")
     _add_weights(parser)
@@ -137,6 +137,11 @@ def _add_convert(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="with --record: fold BatchNormalization behind ConvTranspose, Gemm and MatMul too, as `calibration` does "
         "without a configuration",
+    )
+    parser.add_argument(
+        "--no_fusion",
+        action="store_true",
+        help="with --record: fold nothing, as a configuration without do_fusion does",
     )
     _add_data(parser)
     parser.set_defaults(command=_convert, batch_num=None)
@@ -182,8 +187,7 @@ def _add_compare(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_verify(parser: argparse.ArgumentParser) -> None:
-    parser.description, parser.epilog = _VERIFY_HELP, _VERIFY_EXAMPLES
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.description = _VERIFY_HELP
     parser.add_argument("model", help="the deploy model, an .onnx file")
     parser.add_argument("--record", help="the record file that belongs to it; lets the scales be checked")
     parser.add_argument("--float-model", help="the model before quantization; lets the biases be checked")
@@ -194,8 +198,7 @@ def _add_verify(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_simulate(parser: argparse.ArgumentParser) -> None:
-    parser.description, parser.epilog = _SIMULATE_HELP, _SIMULATE_EXAMPLES
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.description = _SIMULATE_HELP
     parser.add_argument("model", help="the deploy model, an .onnx file")
     parser.add_argument("--profile", default="ideal", help="ideal, fixpipe, v200 or v100; ideal without it")
     parser.add_argument("--reference", help="a float or fake-quant model to compare the outputs with")
@@ -207,8 +210,7 @@ def _add_simulate(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_agreement(parser: argparse.ArgumentParser) -> None:
-    parser.description, parser.epilog = _AGREEMENT_HELP, _AGREEMENT_EXAMPLES
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.description = _AGREEMENT_HELP
     parser.add_argument("model", help="the float model")
     parser.add_argument("quantized", help="the fake-quant model")
     parser.add_argument("deploy", help="the deploy model")
@@ -221,62 +223,119 @@ def _add_agreement(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(command=_agreement)
 
 
-def _calibration(options: argparse.Namespace) -> None:
-    from amct_onnx.quantize import quantize_onnx
+def _add_completion(parser: argparse.ArgumentParser, commands: Any) -> None:
+    from amct_onnx.completion import SHELLS, completion
 
-    if options.evaluator:
-        raise ConfigError(
-            "--evaluator is not available yet; give the data with --data, or --data_dir and its companions"
-        )
+    parser.description = "Print a script that lets a shell complete commands, options and files."
+    parser.add_argument("shell", choices=SHELLS)
+    parser.set_defaults(command=lambda options: print(completion(options.shell, commands.choices), end=""))
+
+
+def _calibration(options: argparse.Namespace) -> None:
+    from amct_onnx.formats.config_source import load_any_config
+    from amct_onnx.quantize import quantize_onnx
+    from amct_onnx.strategy_config import StrategyConfig
+
+    if options.evaluator is not None:
+        return _calibration_by_evaluator(options)
+    if options.strategy is not None:
+        raise ConfigError("--strategy goes with --evaluator: it chooses layers by what an evaluator says of models")
     source, batch_num = _data_source(options)
-    if options.calibration_config is not None and options.batch_num is not None:
+    _quant_json(options)
+    config = None if options.calibration_config is None else load_any_config(options.calibration_config)
+    says_number = config is not None and not isinstance(config, StrategyConfig)
+    if says_number and options.batch_num is not None:
         _log.warning("--batch_num is not used: the number of batches stands in %s", options.calibration_config)
-    takes_number = options.calibration_config is None and batch_num is not None
+    takes_number = not says_number and batch_num is not None
     given: dict[str, Any] = {"batch_num": batch_num} if takes_number else {}
     result = quantize_onnx(
         _with_weights(options.model, options),
-        options.calibration_config,
+        config,
         calibration=source,
         save_path=options.save_path,
         qdq=options.format == "qdq",
         **given,
     )
-    _show_result(result, "fake-quant against float, first batch")
+    _show_result(result, options, "fake-quant against float, first batch")
 
 
-def _show_result(result: QuantizeResult, title: str) -> None:
+def _calibration_by_evaluator(options: argparse.Namespace) -> None:
+    from amct_onnx.auto_calibration.command import run_evaluator
+    from amct_onnx.auto_calibration.run import AutoCalibrationResult
+    from amct_onnx.auto_calibration.trial_table import trial_table
+
+    names = ("data", "data_dir", "data_types", "input_shape", "format")
+    if given := [f"--{name}" for name in names if getattr(options, name) is not None]:
+        raise ConfigError(f"--evaluator excludes {', '.join(given)}")
+    if options.calibration_config is not None and options.batch_num is not None:
+        _log.warning("--batch_num is not used: the number of batches stands in %s", options.calibration_config)
+    found = run_evaluator(
+        options.model,
+        options.evaluator,
+        options.save_path,
+        config=options.calibration_config,
+        batch_num=options.batch_num or 1,
+        strategy=options.strategy,
+    )
+    if not isinstance(found, AutoCalibrationResult):
+        return _show_result(found, options, "fake-quant against float, first batch")
+    _show(trial_table(found))
+    for path in found.files:
+        print(path)
+
+
+def _show_result(result: QuantizeResult, options: argparse.Namespace, title: str) -> None:
     """The errors of the outputs, and the files that were written."""
+    from amct_onnx.formats.model_file import read_without_data, write_files
     from amct_onnx.report.tables import error_table
+    from amct_onnx.stepwise.quant_json import format_quant_json
+
+    quant_json = None
+    if isinstance(result.deploy_model, Path):  # a strategy may leave nothing for Ascend
+        quant_json = _quant_json(options)
+        write_files({quant_json: format_quant_json(read_without_data(result.deploy_model), result.plan)})
 
     _show(error_table(result.output_errors, title))
-    files = (result.deploy_model, result.fake_quant_model, result.qdq_model, result.record, result.config)
-    for path in files:
+    files = (result.deploy_model, result.fake_quant_model, result.qdq_model, result.record, result.config, quant_json)
+    for path in (*files, result.quant_info):
         if path is not None:
             print(path)
+
+
+def _quant_json(options: argparse.Namespace) -> Path:
+    """Where AMCT's third file goes, which is none of those that are read."""
+    from amct_onnx.results import Target
+
+    config = getattr(options, "calibration_config", None)
+    sources = {"model": options.model, "configuration": config, "record": getattr(options, "record", None)}
+    return Target.of(options.save_path, sources, ["quant.json"]).path("quant.json")
 
 
 def _convert(options: argparse.Namespace) -> None:
     from amct_onnx.convert import convert_model, import_qdq
 
+    _quant_json(options)
     has_data = any((options.data, options.data_dir, options.data_types, options.input_shape))
     data = _data_source(options)[0] if has_data else None
     on = "first batch" if has_data else "random numbers: says little about accuracy"
     if options.record is None:
-        if options.wide_fusion:
-            raise ConfigError("--wide_fusion goes with --record: nothing is folded in a model that is quantized")
+        for option, is_given in (("--wide_fusion", options.wide_fusion), ("--no_fusion", options.no_fusion)):
+            if is_given:
+                raise ConfigError(f"{option} goes with --record: nothing is folded in a model that is quantized")
         if options.weights is not None:
             raise ConfigError("--weights goes with --record: a Caffe model holds no scales")
         result = import_qdq(options.model, save_path=options.save_path, data=data)
-        _show_result(result, f"fake-quant against the model that was read, {on}")
+        _show_result(result, options, f"fake-quant against the model that was read, {on}")
         return
     result = convert_model(
         _with_weights(options.model, options),
         options.record,
         save_path=options.save_path,
         data=data,
+        do_fusion=not options.no_fusion,
         wide_fusion=options.wide_fusion,
     )
-    _show_result(result, f"fake-quant against float, {on}")
+    _show_result(result, options, f"fake-quant against float, {on}")
 
 
 def _convert_caffe(options: argparse.Namespace) -> None:
@@ -296,16 +355,22 @@ def _with_weights(model: Any, options: argparse.Namespace) -> Any:
 def _plan(options: argparse.Namespace) -> None:
     from dataclasses import replace
 
-    from amct_onnx.formats.config_source import load_config
+    from amct_onnx.formats.config_source import load_any_config
     from amct_onnx.formats.model_file import read_model
     from amct_onnx.passes.manager import run_passes
     from amct_onnx.passes.pipelines import FUSE
     from amct_onnx.planning import make_plan
     from amct_onnx.prepare import final_plan, prepare
     from amct_onnx.report.tables import plan_table
+    from amct_onnx.strategy_config import StrategyConfig
+    from amct_onnx.strategy_planning import StrategyRules, plan_strategy
 
     state, _ = prepare(read_model(_with_weights(options.model, options)))
-    state = replace(state, plan=make_plan(state, load_config(options.config)))
+    config = load_any_config(options.config)
+    if isinstance(config, StrategyConfig):
+        state = replace(state, plan=plan_strategy(state, config, StrategyRules.of(state.graph, config)))
+    else:
+        state = replace(state, plan=make_plan(state, config))
     op_types = {node.name: node.op for node in state.graph.nodes}
     run_passes(FUSE, state)
     plan = final_plan(state)
@@ -328,7 +393,7 @@ def _compare(options: argparse.Namespace) -> None:
 
 def _verify(options: argparse.Namespace) -> int:
     from amct_onnx.deploy.verify import verify_deploy_model
-    from amct_onnx.formats.model_file import write_texts
+    from amct_onnx.formats.model_file import write_files
     from amct_onnx.report.tables import findings_table
 
     report = verify_deploy_model(
@@ -338,7 +403,7 @@ def _verify(options: argparse.Namespace) -> int:
         print(report.to_json(), end="")
     else:
         if options.json is not None:
-            write_texts({Path(options.json): report.to_json()})
+            write_files({Path(options.json): report.to_json()})
         _show(findings_table(report))
     return int(not report.ok or (options.strict and bool(report.findings)))
 
@@ -368,7 +433,7 @@ def _simulate(options: argparse.Namespace) -> None:
 
 def _agreement(options: argparse.Namespace) -> None:
     from amct_onnx.deploy.profiles import PROFILES
-    from amct_onnx.formats.model_file import read_model, write_texts
+    from amct_onnx.formats.model_file import read_model, write_files
     from amct_onnx.report.agreement import agreement
     from amct_onnx.report.agreement_page import agreement_page
     from amct_onnx.report.tables import agreement_tables
@@ -380,7 +445,7 @@ def _agreement(options: argparse.Namespace) -> None:
     found = agreement(model, options.quantized, options.deploy, feeds, profiles=profiles)
     files = {options.html: agreement_page(found)} if options.html is not None else {}
     files |= {options.json: found.to_json()} if options.json is not None else {}
-    write_texts({Path(path): text for path, text in files.items()})
+    write_files({Path(path): text for path, text in files.items()})
     for table in agreement_tables(found):
         _show(table)
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 import onnx
 
@@ -35,6 +36,7 @@ def convert_model(
     *,
     save_path: str | os.PathLike[str] | None = None,
     data: CalibrationSource | None = None,
+    do_fusion: bool = True,
     wide_fusion: bool = False,
 ) -> QuantizeResult:
     """Quantize a float model with the scales and offsets of a record file: nothing is calibrated.
@@ -46,6 +48,7 @@ def convert_model(
         save_path: directory and prefix of the files to write; None keeps the results in memory.
         data: inputs whose first batch the result is run on; `amct_onnx.data` lists the forms that are taken. None for
             random numbers in the shapes of the model's inputs.
+        do_fusion: fold BatchNormalization into Conv; False where the record was made with that option off.
         wide_fusion: fold BatchNormalization behind ConvTranspose, Gemm and MatMul too, as it was done where the record
             was made by this engine with that option on.
 
@@ -53,38 +56,10 @@ def convert_model(
         RecordError, ModelError, DataError, OutputError, NotAvailableError: each names what was found, where, and what
             is allowed. No file is left behind.
     """
-    if not isinstance(record, (str, os.PathLike)):
-        raise RecordError(f"the record is a {type(record).__name__}; give the path of a record file")
-    source = read_model(model)
-    records = read_record(record)
+    _require_record(record)
     target = None if save_path is None else Target.of(save_path, {"model": model, "record": record}, CONVERTED_FILES)
-    state, session = prepare(source)
-    run_passes((fix_global_pools(records),), state)  # a record that names one was made with global_pools
-    with located(str(record)):
-        given = given_layers(state, records)
-        tensors = given_tensors(state, records, given)
-        if not given and not tensors:
-            raise RecordError("no record has factors, so there is no layer to quantize")
-        skip_fusion = frozenset(name for name, entry in records.items() if entry.skip_fusion)
-        plan = plan_given(
-            state,
-            given,
-            {},
-            "the record has no factors for it",
-            tensors=tensors,
-            wide_fusion=wide_fusion,
-            skip_fusion=skip_fusion,
-        )
-    state = replace(state, plan=plan)
-    run_passes(FUSE, state)
-    feed, expected = _run_once(session, source, data)
-    del session
-    require_same(state, expected, feed)
-    run_passes(GIVEN, state)
-    for name, reason in state.left_float.items():
-        raise RecordError(f"{record}: record of {name!r}: {reason}")
-    state = replace(state, plan=final_plan(state))
-    return finish(state, make_results(state), target, expected, feed, measure_layers=False)
+    done = scaled_by_record(model, record, data=data, do_fusion=do_fusion, wide_fusion=wide_fusion)
+    return finish(done.state, make_results(done.state), target, done.expected, done.feed, measure_layers=False)
 
 
 def import_qdq(
@@ -108,11 +83,68 @@ def import_qdq(
         ModelError, DataError, OutputError: each names what was found, where, and what is allowed. No file is left
             behind.
     """
-    source = read_model(model)
     target = None if save_path is None else Target.of(save_path, {"model": model}, CONVERTED_FILES)
+    done = scaled_by_qdq(model, data=data)
+    return finish(done.state, make_results(done.state), target, done.expected, done.feed, measure_layers=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scaled:
+    """A float graph whose scales are known, and what the model that was read makes of one feed."""
+
+    state: QuantState
+    feed: Feed
+    expected: Mapping[str, Array]
+
+
+def scaled_by_record(
+    model: ModelSource,
+    record: str | os.PathLike[str],
+    *,
+    data: CalibrationSource | None = None,
+    do_fusion: bool = True,
+    wide_fusion: bool = False,
+) -> Scaled:
+    """What `convert_model` writes, before it is written."""
+    _require_record(record)
+    source = read_model(model)
+    records = read_record(record)
+    state, session = prepare(source)
+    run_passes((fix_global_pools(records),), state)  # a record that names one was made with global_pools
+    with located(str(record)):
+        given = given_layers(state, records)
+        tensors = given_tensors(state, records, given)
+        if not given and not tensors:
+            raise RecordError("no record has factors, so there is no layer to quantize")
+        skip_fusion = frozenset(name for name, entry in records.items() if entry.skip_fusion)
+        plan = plan_given(
+            state,
+            given,
+            {},
+            "the record has no factors for it",
+            tensors=tensors,
+            do_fusion=do_fusion,
+            wide_fusion=wide_fusion,
+            skip_fusion=skip_fusion,
+        )
+    state = replace(state, plan=plan)
+    run_passes(FUSE, state)
+    feed, expected = run_once(session, source, data)
+    del session
+    require_same(state, expected, feed)
+    run_passes(GIVEN, state)
+    for name, reason in state.left_float.items():
+        raise RecordError(f"{record}: record of {name!r}: {reason}")
+    state = replace(state, plan=final_plan(state))
+    return Scaled(state=state, feed=feed, expected=expected)
+
+
+def scaled_by_qdq(model: str | os.PathLike[str] | onnx.ModelProto, *, data: CalibrationSource | None = None) -> Scaled:
+    """What `import_qdq` writes, before it is written."""
+    source = read_model(model)
     # onnxruntime's optimizer rounds more than these models say, float weights behind rounded inputs for one
     session = open_session(runnable(source), "the model", optimize=False)
-    feed, expected = _run_once(session, source, data)
+    feed, expected = run_once(session, source, data)
     plain, reading = _read(source)
     state, session = prepare(plain)
     state.gone.update(reading.gone)
@@ -124,7 +156,12 @@ def import_qdq(
     for pair in reading.pairs:
         plan = _concluded(state, plan, pair)
     state = replace(state, plan=plan)
-    return finish(state, make_results(state), target, expected, feed, measure_layers=False)
+    return Scaled(state=state, feed=feed, expected=expected)
+
+
+def _require_record(record: object) -> None:
+    if not isinstance(record, (str, os.PathLike)):
+        raise RecordError(f"the record is a {type(record).__name__}; give the path of a record file")
 
 
 def _read(source: LightModel) -> tuple[LightModel, Reading]:
@@ -184,7 +221,7 @@ def _concluded(state: QuantState, plan: QuantPlan, pair: Pair) -> QuantPlan:
     return replace(plan, skipped=skipped, notes=notes)
 
 
-def _run_once(session: Session, source: LightModel, data: CalibrationSource | None) -> tuple[Feed, dict[str, Array]]:
+def run_once(session: Session, source: LightModel, data: CalibrationSource | None) -> tuple[Feed, dict[str, Array]]:
     """A feed, and what the model that is read makes of it.
 
     Raises:

@@ -1,11 +1,13 @@
 """The errors that users see.
 
 AmctError
+├── ArgumentError       a function is called with an argument of the wrong type (also a TypeError)
 ├── ConfigError         a configuration asks for something that is not allowed (also a ValueError)
 ├── ModelError          the model cannot be read or holds what the engine cannot work on (also a ValueError)
 ├── DataError           the calibration data do not fit the model (also a ValueError)
 ├── RecordError         a record file cannot be read or does not fit the model (also a ValueError)
 ├── OutputError         a result cannot be written (also an OSError)
+├── EvaluatorError      code of the user's own, called for accuracy, failed (also a RuntimeError)
 ├── PassError           a rewrite failed or broke an invariant; always a fault of the engine (also a RuntimeError)
 └── NotAvailableError   a valid request that this version does not carry out (also a NotImplementedError)
 
@@ -21,6 +23,10 @@ from contextlib import contextmanager
 
 class AmctError(Exception):
     """Root of all errors raised on purpose."""
+
+
+class ArgumentError(AmctError, TypeError):
+    """A function is called with an argument of the wrong type."""
 
 
 class ConfigError(AmctError, ValueError):
@@ -41,6 +47,10 @@ class RecordError(AmctError, ValueError):
 
 class OutputError(AmctError, OSError):
     """A result cannot be written."""
+
+
+class EvaluatorError(AmctError, RuntimeError):
+    """An evaluator, a strategy or a sensitivity of the user's own failed, or gave what cannot be used."""
 
 
 class PassError(AmctError, RuntimeError):

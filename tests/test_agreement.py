@@ -11,7 +11,7 @@ import onnx
 import pytest
 from graphs import model
 from onnx import numpy_helper
-from test_cli import DIGITS, log_as_before, status  # noqa: F401 (a fixture)
+from test_cli import DIGITS, status
 
 from amct_onnx import ConfigError, DataError, ModelError, SimulatedSession, compare_models, quantize_onnx
 from amct_onnx.deploy.profiles import PROFILES

@@ -2,7 +2,6 @@
 
 import errno
 import json
-import logging
 import os
 import resource
 from contextlib import contextmanager
@@ -59,15 +58,6 @@ def network(**replaced):
 
 
 IMAGES = draw(2, 3, 8, 8, seed=9)
-
-
-@pytest.fixture(autouse=True)
-def log_as_before():
-    """The command line sets up the log of the process; the next test shall not see it."""
-    log = logging.getLogger("amct_onnx")
-    before = log.handlers[:], log.level, log.propagate
-    yield
-    log.handlers[:], log.level, log.propagate = before
 
 
 def tree(folder):
@@ -436,8 +426,8 @@ def request_that_a_layer_cannot_honour(folder):
 
 @case
 def request_that_is_not_available(folder):
-    text = "common_config { ada_quantize { } ifmr_quantize { } }"
-    return configured(folder, NotAvailableError, ["'conv1'", "ada_quantize"], text)
+    found = {"conv1": {"quant_enable": True, "activation_quant_params": {"num_bits": 4}}}
+    return configured_by_json(folder, ["'conv1'", "4-bit activations"], found, NotAvailableError)
 
 
 def configured_by_json(folder, parts, found, error=ConfigError):
@@ -837,4 +827,4 @@ def test_odd_names_pass_through_the_command_line(tmp_path, capfd, name):
     arguments = ["calibration", "-q", f"--model={path}", f"--save_path={tmp_path}/out/", f"--data={tmp_path}/data.npy"]
     assert cli.main(arguments) == 0
     assert capfd.readouterr().err == ""
-    assert len(os.listdir(tmp_path / "out")) == 4
+    assert len(os.listdir(tmp_path / "out")) == 5

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_cli import DIGITS, log_as_before, status  # noqa: F401 (a fixture)
+from test_cli import DIGITS, status
 
 import amct_onnx
 from amct_onnx import SimulatedSession, quantize_onnx

@@ -9,7 +9,7 @@ from graphs import model, random_feed, run
 from onnx import TensorProto
 
 from amct_onnx.errors import ModelError
-from amct_onnx.formats.model_file import read_model, write_model
+from amct_onnx.formats.model_file import read_model, staged, write_files, write_model
 from amct_onnx.passes import session, weights
 from amct_onnx.passes.graph import Graph, constant
 from amct_onnx.passes.weights import LightModel, StoredArray, detached
@@ -194,3 +194,49 @@ def test_a_light_model_keeps_the_order_and_the_fields_of_the_message(net):
     assert light.whole() == net
     assert weights.is_stub(light.proto.graph.initializer[0])
     assert random_feed(light.proto).keys() == {"x"}
+
+
+def moves(monkeypatch):
+    """What is moved where, in order."""
+    done, replace = [], os.replace
+
+    def noted(source, target):
+        done.append(os.path.basename(target))
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", noted)
+    return done
+
+
+def test_files_appear_in_the_order_in_which_they_are_given(net, tmp_path, monkeypatch):
+    done = moves(monkeypatch)
+    write_files({tmp_path / "b" / "z.txt": "z", tmp_path / "a" / "net.onnx": detached(net), tmp_path / "b" / "a": "a"})
+    assert done == ["z.txt", "a", "net.onnx"]
+    assert onnx.load(tmp_path / "a" / "net.onnx") == net
+
+
+def test_what_stands_beside_a_file_is_there_before_it(tmp_path, monkeypatch):
+    done = moves(monkeypatch)
+    with staged(tmp_path, ["net.onnx"]) as folder:
+        for name in ("net.onnx", "net.onnx.data"):
+            (folder / name).write_text(name)
+    assert done == ["net.onnx.data", "net.onnx"]
+
+
+@pytest.mark.parametrize("has_links", [True, False])
+def test_a_file_is_never_away_while_it_is_replaced(tmp_path, monkeypatch, has_links):
+    path, seen, replace = tmp_path / "a.txt", [], os.replace
+    path.write_text("old")
+
+    def watched(source, target):
+        seen.append(path.exists())
+        replace(source, target)
+
+    def unable(source, target):
+        raise OSError("this file system has no second names")
+
+    monkeypatch.setattr(os, "replace", watched)
+    if not has_links:
+        monkeypatch.setattr(os, "link", unable)
+    write_files({path: "new"})
+    assert (path.read_text(), seen) == ("new", [True] if has_links else [True, False])

@@ -11,7 +11,7 @@ from graphs import assert_close, assert_same_numbers, initializers, model, nodes
 
 from amct_onnx import DataError, Dmq, Ifmr, LayerConfig, ModelError, QuantConfig, quantize_onnx
 from amct_onnx.formats.record import parse_record
-from amct_onnx.passes.balance import balance
+from amct_onnx.passes.balance import balance, balance_by
 from amct_onnx.passes.calibration import CalibrationRun
 from amct_onnx.passes.manager import run_passes
 from amct_onnx.passes.pipelines import PREPARE
@@ -89,6 +89,26 @@ def test_a_layer_is_balanced_as_amct_does(call, shape, inputs, operand, weight_m
     factor = initializers(result)["layer.tensor_balance_factor"]
     np.testing.assert_allclose(factor.ravel(), 1 / state.balances["layer"], rtol=1e-6)
     assert_same_numbers(prepared, result, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("call", "shape", "inputs"), [layer[:3] for layer in LAYERS])
+def test_factors_that_are_known_balance_as_those_that_are_found(call, shape, inputs):
+    source = graph(f"[layer] y = {call}", {"w": normal(*shape)}, f"{inputs} x")
+    found, _, expected, _ = balanced(source)
+    state, _ = rewritten(source, *PREPARE)
+    state = replace(state, plan=make_plan(state, QuantConfig(common_config=DMQ)))
+    run_passes([balance_by(found.balances)], state)
+    assert state.graph.to_model() == expected
+    np.testing.assert_array_equal(state.balances["layer"], found.balances["layer"])
+
+
+def test_a_layer_without_a_known_factor_stays_float():
+    source = graph("[layer] y = Gemm(x, w)", {"w": normal(4, 5)}, "float[3, 4] x")
+    state, prepared = rewritten(source, *PREPARE)
+    state = replace(state, plan=make_plan(state, QuantConfig(common_config=DMQ)))
+    run_passes([balance_by({})], state)
+    assert state.left_float == {"layer": "no factor was found to balance it with"}
+    assert nodes_as_text(state.graph.to_model()) == nodes_as_text(prepared)
 
 
 def test_nothing_happens_where_nothing_is_asked_for():

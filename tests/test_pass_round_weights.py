@@ -289,6 +289,16 @@ def test_data_that_shrink_are_an_error(net, batches, later, message):
         quantized(net, lambda: next(times, None) or later(batches))
 
 
+def test_weights_that_are_listed_as_inputs(net, batches, result):
+    old = onnx.ModelProto()
+    old.CopyFrom(net)
+    old.ir_version = 3
+    for tensor in old.graph.initializer:
+        old.graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
+    for name, values in integers(quantized(old, batches).deploy_model).items():
+        np.testing.assert_array_equal(values, integers(result.deploy_model)[name])
+
+
 def test_half_precision(net, batches):
     half = onnx.ModelProto()
     half.CopyFrom(net)

@@ -224,3 +224,12 @@ def test_pairs_with_zero_points_stay_float(made):
     assert result.plan.skipped["scores"] == (
         "one of its inputs has a zero point; a product of two activations takes 8 bits and symmetric scales"
     )
+
+
+@pytest.mark.parametrize("asked", [{}, BOTH])
+def test_balancing_a_layer_behind_a_product_leaves_the_product_alone(asked):
+    common = LayerConfig(balancer=Dmq())
+    result = quantized(common_config=common, fold_balancers=True, override_layer_configs=asked)
+    assert result.params["out"].balance is not None
+    assert any(line.startswith("[out.mul]") for line in nodes_as_text(result.deploy_model))
+    assert sqnr(run(NETWORK, FEEDS[0])["y"], run(result.fake_quant_model, FEEDS[0])["y"]) > 25

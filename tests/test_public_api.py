@@ -12,13 +12,34 @@ import amct_onnx
 
 ROOT = Path(amct_onnx.__file__).parents[1]
 NAMES = [
-    *("AdaRound", "AmctError", "Arq", "ConfigError", "DataError", "Dmq", "Hfmg", "Ifmr", "LayerConfig", "ModelError"),
+    *(
+        "AdaRound",
+        "AmctError",
+        "ArgumentError",
+        "Arq",
+        "ConfigError",
+        "DataError",
+        "EvaluatorError",
+        "Dmq",
+        "Hfmg",
+        "Ifmr",
+        "LayerConfig",
+        "ModelError",
+    ),
     *("NotAvailableError", "Nuq", "NuqConfig", "OutputError", "PassError", "QuantConfig", "QuantizeResult"),
-    *("RecordError", "SimulatedSession", "TensorConfig", "VerifyReport", "compare_models", "convert_model"),
-    *("import_caffe", "import_qdq", "quantize_onnx"),
+    *("RecordError", "RetrainConfig", "RetrainLayerConfig", "SimulatedSession", "StrategyConfig", "TensorConfig"),
+    *("TensorStrategy", "VerifyReport", "compare_models", "convert_model", "import_caffe", "import_qdq"),
+    "quantize_onnx",
     "verify_deploy_model",
+    # AMCT's own, step by step
+    *("calibration_session", "convert_qat_model", "create_quant_config", "quantize_model", "quantize_preprocess"),
+    *("accuracy_based_auto_calibration", "save_model"),
 ]
-HEAVY = ("onnxruntime", "numba", "onnx", "onnx_graphsurgeon", "numpy", "google.protobuf", "rich")
+TRAINING_NAMES = [
+    *("create_quant_retrain_config", "create_quant_retrain_model", "restore_quant_retrain_model", "retrain_onnx"),
+    *("save_quant_retrain_model", "to_onnx", "to_torch"),
+]
+HEAVY = ("torch", "onnxruntime", "numba", "onnx", "onnx_graphsurgeon", "numpy", "google.protobuf", "rich")
 
 
 def python(code):
@@ -81,15 +102,33 @@ def test_type_checkers_see_the_same_names_as_users():
     text = Path(amct_onnx.__file__).read_text(encoding="utf-8")
     handed_on = re.findall(r"^ {4}from [\w.]+ import (\w+) as (\w+)$", text, re.MULTILINE)
     assert all(name == alias for name, alias in handed_on)
-    assert sorted(name for name, _ in handed_on) == sorted(NAMES)
+    assert sorted(name for name, _ in handed_on) == sorted([*NAMES, *TRAINING_NAMES, "AMCT_SO"])
+
+
+@pytest.mark.parametrize("name", TRAINING_NAMES)
+def test_the_names_for_training_can_be_had_and_are_explained(name):
+    pytest.importorskip("torch")
+    found = getattr(amct_onnx, name)
+    assert found.__name__ == name
+    assert found.__doc__
+
+
+def test_without_torch_the_error_names_the_extra():
+    code = (
+        "import sys; sys.modules['torch'] = None; import amct_onnx\n"
+        "try: amct_onnx.to_torch\nexcept amct_onnx.NotAvailableError as error: print(error)"
+    )
+    assert python(code).endswith("which is not installed: pip install 'amct_onnx[retrain]'")
 
 
 @pytest.mark.parametrize(
     ("name", "kind"),
     [
+        ("ArgumentError", TypeError),
         ("ConfigError", ValueError),
         ("ModelError", ValueError),
         ("DataError", ValueError),
+        ("EvaluatorError", RuntimeError),
         ("RecordError", ValueError),
         ("OutputError", OSError),
         ("PassError", RuntimeError),

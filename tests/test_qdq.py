@@ -58,9 +58,10 @@ def test_it_is_made_only_where_asked_for(digits, tmp_path):
 def test_it_is_written_beside_the_others(digits, tmp_path, capfd):
     arguments = ["calibration", "-q", "--model", DIGITS / "digits.onnx", "--data", DIGITS / "calibration.npz"]
     assert main([str(a) for a in (*arguments, "--save_path", tmp_path / "out" / "net", "--format", "qdq")]) == 0
-    assert sorted(os.listdir(tmp_path / "out")) == sorted(f"net_{name}" for name in FILES)
+    written = (*FILES, "quant.json")
+    assert sorted(os.listdir(tmp_path / "out")) == sorted(f"net_{name}" for name in written)
     assert onnx.load(tmp_path / "out" / "net_qdq_model.onnx") == digits.qdq_model
-    assert capfd.readouterr().out.splitlines()[-5:] == [str(tmp_path / "out" / f"net_{name}") for name in FILES]
+    assert capfd.readouterr().out.splitlines()[-6:] == [str(tmp_path / "out" / f"net_{name}") for name in written]
 
 
 def test_digits_are_told_apart_as_by_the_fake_quant_model(digits):
@@ -131,8 +132,8 @@ def test_the_command_line_does_the_same(digits, tmp_path, capfd):
     onnx.save(digits.qdq_model, tmp_path / "qdq.onnx")
     arguments = ["convert", "-q", "--model", tmp_path / "qdq.onnx", "--save_path", tmp_path / "out" / "net"]
     assert main([str(a) for a in (*arguments, "--data", DIGITS / "calibration.npz")]) == 0
-    names = ("deploy_model.onnx", "fake_quant_model.onnx", "record.txt")
-    assert capfd.readouterr().out.splitlines()[-3:] == [str(tmp_path / "out" / f"net_{name}") for name in names]
+    names = ("deploy_model.onnx", "fake_quant_model.onnx", "record.txt", "quant.json")
+    assert capfd.readouterr().out.splitlines()[-4:] == [str(tmp_path / "out" / f"net_{name}") for name in names]
     assert (tmp_path / "out" / "net_record.txt").read_text() == digits.record
     assert main([str(a) for a in (*arguments, "--wide_fusion")]) == 1
     assert "--wide_fusion goes with --record" in capfd.readouterr().err
@@ -231,6 +232,37 @@ def test_16_bits_come_in_where_the_chip_takes_them(tmp_path):
         "head": 16,
     }
     assert min(error.sqnr for error in result.output_errors.values()) > 60
+
+
+@pytest.mark.parametrize(("kind", "zero"), [("INT4", 0), ("UINT4", 8)])
+@pytest.mark.parametrize("from_floats", [False, True], ids=["integers", "floats"])
+def test_4_bit_weights_come_in_as_8_bit_ones_of_the_same_values(kind, zero, from_floats):
+    text = """
+    g (float[2, 6, 8, 8] x) => (float[2, 8, 8, 8] y) {
+      [q] a = QuantizeLinear(x, s, z) [d] b = DequantizeLinear(a, s, z)
+      [dw] wd = DequantizeLinear<axis = 0>(w, sw, zw)
+      [conv] y = Conv<pads = [1, 1, 1, 1]>(b, wd)
+    }
+    """
+    rng = np.random.default_rng(0)
+    scales, levels = np.linspace(0.1, 0.3, 8, dtype=np.float32), rng.integers(-8, 8, (8, 6, 3, 3))
+    weights = {"s": np.float32(0.05), "z": np.int8(3), "sw": scales}
+    if from_floats:
+        text = text.replace("[dw]", "[qw] w = QuantizeLinear<axis = 0>(floats, sw, zw) [dw]")
+        weights["floats"] = levels.astype(np.float32) * scales.reshape(-1, 1, 1, 1)
+    source = model(text, weights, opset=21, ir=10)
+    number = getattr(onnx.TensorProto, kind)
+    if not from_floats:
+        source.graph.initializer.append(
+            onnx.helper.make_tensor("w", number, levels.shape, (levels + zero).ravel().tolist())
+        )
+    source.graph.initializer.append(onnx.helper.make_tensor("zw", number, [8], [zero] * 8))
+    result = import_qdq(source, data=[{"x": rng.normal(size=(2, 6, 8, 8)).astype(np.float32)}])
+    assert result.params["conv"].weight.num_bits == 8
+    np.testing.assert_array_equal(result.params["conv"].weight.scale, scales)
+    stored = initializers(result.deploy_model)
+    (found,) = [stored[node.input[1]] for node in result.deploy_model.graph.node if node.name == "conv"]
+    np.testing.assert_array_equal(found, levels)
 
 
 def test_pairs_that_no_layer_uses_are_told_of(tmp_path):

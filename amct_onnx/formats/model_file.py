@@ -167,7 +167,8 @@ def _located(tensor: TensorProto, model: Path) -> tuple[Path, int]:
 def staged(directory: Path, names: list[str]) -> Iterator[Path]:
     """A folder to write files into; at the end all files in it are moved to `directory`, replacing those of `names`.
 
-    Where anything fails, also one of the moves, nothing is left behind and `directory` is as it was.
+    They are moved in the order of `names`, others before them: whoever is killed meanwhile leaves whole files. Where
+    anything fails, also one of the moves, nothing is left behind and `directory` is as it was.
 
     Raises:
         OutputError: the directory cannot be made or written to, or one of `names` is there and no file.
@@ -185,7 +186,7 @@ def staged(directory: Path, names: list[str]) -> Iterator[Path]:
         files = stage / "new"
         files.mkdir()
         yield files
-        _move(files, directory, stage)
+        _move(files, directory, stage, names)
         made = []
     except (OSError, ValueError) as error:
         if isinstance(error, AmctError):
@@ -200,23 +201,29 @@ def staged(directory: Path, names: list[str]) -> Iterator[Path]:
                 folder.rmdir()
 
 
-def write_texts(texts: Mapping[Path, str]) -> None:
-    """Write several files: all of them, or none where one cannot be written. Links are followed.
+def write_files(contents: Mapping[Path, LightModel | str]) -> None:
+    """Write several files, models or texts: all of them, or none where one cannot be written. Links are followed.
+
+    They appear in this order.
 
     Raises:
         OutputError: one cannot be written.
     """
     try:
-        texts = {Path(os.path.realpath(path)): text for path, text in texts.items()}
+        contents = {Path(os.path.realpath(path)): content for path, content in contents.items()}
     except ValueError as error:
         raise OutputError(f"a name that no file can have: {error}") from error
     with ExitStack() as stack:
         stages: dict[Path, Path] = {}
-        for folder in {path.parent: None for path in texts}:
-            names = [path.name for path in texts if path.parent == folder]
+        for folder in list({path.parent: None for path in contents})[::-1]:  # who is entered last moves first
+            names = [path.name for path in contents if path.parent == folder]
             stages[folder] = stack.enter_context(staged(folder, names))
-        for path, text in texts.items():
-            (stages[path.parent] / path.name).write_text(text, encoding="utf-8")
+        for path, content in contents.items():
+            staged_path = stages[path.parent] / path.name
+            if isinstance(content, LightModel):
+                write_model(content, staged_path)
+            else:
+                staged_path.write_text(content, encoding="utf-8")
 
 
 def _make(directory: Path, made: list[Path]) -> None:
@@ -228,25 +235,34 @@ def _make(directory: Path, made: list[Path]) -> None:
         raise OutputError(f"{directory}: is not a directory")
 
 
-def _move(files: Path, directory: Path, stage: Path) -> None:
+def _move(files: Path, directory: Path, stage: Path, names: list[str]) -> None:
     """Move every file into place; where one cannot be, take back those before it and put back what they replaced."""
     done: list[tuple[Path, Path | None]] = []
     try:
-        for file in sorted(files.iterdir()):
+        rank = {name: number for number, name in enumerate(names)}
+        for file in sorted(files.iterdir(), key=lambda file: (rank.get(file.name, -1), file.name)):
             target = directory / file.name
             kept = None
             if target.exists():
                 kept = stage / f"old {file.name}"
-                os.replace(target, kept)
+                _keep(target, kept)
             done.append((target, kept))
             os.replace(file, target)
     except BaseException:
         for target, kept in reversed(done):
             if kept is not None:
-                os.rename(kept, target)
+                os.replace(kept, target)
             else:
                 target.unlink(missing_ok=True)
         raise
+
+
+def _keep(file: Path, name: Path) -> None:
+    """Keep a file under another name too. Where the system has no second names it is away until it is replaced."""
+    try:
+        os.link(file, name)
+    except OSError:
+        os.replace(file, name)
 
 
 def write_model(model: LightModel, path: Path) -> None:

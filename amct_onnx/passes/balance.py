@@ -8,6 +8,8 @@ read that tensor then have one factor in common.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -44,8 +46,35 @@ def balance(run: CalibrationRun) -> Pass:
             members = [(layer, nodes[layer.name]) for layer in group]
             if not (state.plan.fold_balancers and _fold(state, members, found, names)):
                 for layer, node in members:
-                    _insert(state, layer, node, found, names)
+                    assert isinstance(layer.balancer, Dmq)
+                    weight = weight_maxima(node, weight_of(node))
+                    factors = balance_factors(found.maxima(), weight, strength=layer.balancer.migration_strength)
+                    _insert(state, node, factors, found.rank, names)
 
+    return _pass(apply)
+
+
+def balance_by(factors: Mapping[str, Floats]) -> Pass:
+    """The pass that balances what the plan says by known factors, layer -> [Cin]; without any a layer stays float."""
+
+    def apply(state: QuantState) -> None:
+        nodes = {node.name: node for node in state.graph.nodes}
+        names = _Names(state)
+        types = infer_types(state.graph)
+        for layer in [layer for layer in state.layers() if layer.balancer is not None]:
+            node = nodes[layer.name]
+            require_finite(state, node)
+            if layer.name not in factors:
+                state.left_float[layer.name] = "no factor was found to balance it with"
+                continue
+            known = types.get(node.inputs[0].name)
+            rank = None if known is None or known.shape is None else len(known.shape)
+            _insert(state, node, factors[layer.name], rank, names)
+
+    return _pass(apply)
+
+
+def _pass(apply: Callable[[QuantState], None]) -> Pass:
     return Pass(
         name="balance",
         run=apply,
@@ -69,9 +98,14 @@ def _by_input(state: QuantState, layers: list[LayerPlan], nodes: dict[str, Node]
     groups: _Group = {}
     for layer in layers:
         node = nodes[layer.name]
-        axis = 1 if spatial_axes(node) is not None else -1
+        axis = channel_axis(node)
         groups.setdefault((node.inputs[0].name, axis), []).append(layer)
     return groups
+
+
+def channel_axis(node: Node) -> int:
+    """The axis of the channels in the input of a layer."""
+    return 1 if spatial_axes(node) is not None else -1
 
 
 def _maxima(
@@ -105,19 +139,19 @@ def _fold(state: QuantState, members: list[tuple[LayerPlan, Node]], seen: Maxima
     return True
 
 
-def _insert(state: QuantState, layer: LayerPlan, node: Node, seen: MaximaObserver, names: _Names) -> None:
-    """Multiply the weight, and put a Mul in front of the layer, named as AMCT does."""
-    assert isinstance(layer.balancer, Dmq)
-    weight = weight_maxima(node, weight_of(node))
-    factors = balance_factors(seen.maxima(), weight, strength=layer.balancer.migration_strength)
+def _insert(state: QuantState, node: Node, factors: Floats, rank: int | None, names: _Names) -> None:
+    """Multiply the weight, and put a Mul in front of the layer, named as AMCT does.
+
+    rank: of the layer's input; None where it is not known.
+    """
     if reason := _why_not(node, factors):
         state.remarks[node.name] = f"not balanced: {reason}"
     else:
-        _balance(state, node, factors, seen.rank, names)
+        _balance(state, node, factors, rank, names)
 
 
-def _balance(state: QuantState, node: Node, factors: Floats, rank: int, names: _Names) -> None:
-    """`rank`: how many axes the input of the layer has."""
+def _balance(state: QuantState, node: Node, factors: Floats, rank: int | None, names: _Names) -> None:
+    """`rank`: how many axes the input of the layer has; None where it is not known."""
     dtype, axes = np.dtype(node.inputs[1].dtype), spatial_axes(node)
     shape = (1, -1, *([1] * axes)) if axes is not None else (-1,) if rank == 1 else (1, -1)
     inverse = (np.float32(1) / factors).astype(dtype).reshape(shape)

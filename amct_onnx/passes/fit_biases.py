@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from amct_onnx.kernels.dequant import bias_fits
-from amct_onnx.passes.graph import Array, Node, constant_input
+from amct_onnx.passes.correct_biases import corrected_bias
+from amct_onnx.passes.graph import Array, Node
 from amct_onnx.passes.insert_dequant import Term, terms_of
 from amct_onnx.passes.invariants import ACTIVATIONS_KNOWN, PLANNED, WEIGHTS_KNOWN
-from amct_onnx.passes.layers import bias_input, has_weight
 from amct_onnx.passes.state import Pass, QuantState
 
 _SMALLEST = float(np.finfo(np.float32).tiny)
@@ -48,8 +48,7 @@ def _check(state: QuantState) -> None:
 def _parts(state: QuantState, node: Node) -> list[tuple[Term, Array | None]]:
     """What a layer sums up, and the part of its bias that is on the scale of each."""
     terms = terms_of(state, node)
-    place = bias_input(state.graph, node) if has_weight(node) else None
-    bias = None if place is None else constant_input(*place)
+    bias = corrected_bias(state, node)
     parts = [None] * len(terms) if bias is None else np.split(bias.reshape(-1), len(terms))
     return list(zip(terms, parts, strict=True))
 

@@ -24,7 +24,7 @@ from amct_onnx.passes.graph import (
     sole_consumer,
     unique_name,
 )
-from amct_onnx.passes.layers import along_channels, bias_input, last_node, why_not
+from amct_onnx.passes.layers import along_channels, bias_input, has_weight, last_node, why_not
 
 Floats = NDArray[np.float32]
 
@@ -86,7 +86,7 @@ def _operands(graph: Graph, source: Node, factors: Floats, axis: int, rank: int)
         return
     if source.op in ("Conv", "ConvTranspose", "Gemm", "MatMul"):
         own_axis = rank - 1 if source.op in ("Gemm", "MatMul") else 1
-        if why_not(source) is None and axis == own_axis:
+        if has_weight(source) and why_not(source) is None and axis == own_axis:
             yield source, 1, along_channels(source, factors)
             if (place := bias_input(graph, source)) is not None:
                 yield *place, factors

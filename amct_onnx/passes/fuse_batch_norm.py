@@ -32,6 +32,7 @@ from amct_onnx.passes.invariants import LIFTED, NAMED, PLANNED, UNSHARED
 from amct_onnx.passes.layers import (
     along_channels,
     bias_input,
+    is_product,
     last_node,
     output_channels,
     spatial_axes,
@@ -116,6 +117,7 @@ def _absorb_followers(state: QuantState, norm: Node, names: set[str]) -> None:
         state.graph.remove([follower])
         norm.outputs[0] = result  # a tensor that keeps its name keeps its values
         state.gone[follower.name] = f"folded into {norm.name!r}"
+        state.folded[follower.name] = norm.name
 
 
 def _per_channel_operand(follower: Node, norm: Node) -> Array | None:
@@ -150,7 +152,8 @@ def _layer_in_front(graph: Graph, norm: Node) -> Node | None:
 def _why_not_layer(state: QuantState, layer: Node | None, norm: Node) -> str | None:
     if layer is None or layer.op not in ("Conv", "ConvTranspose", "Gemm", "MatMul"):
         return "no layer with a constant weight is in front of it"
-    if reason := why_not(layer):
+    reason = "both of its inputs are computed at run time" if is_product(layer) else why_not(layer)
+    if reason:
         return f"{layer.name!r} in front of it cannot take it in: {reason}"
     if layer.op != "Conv" and not state.plan.wide_fusion:
         return f"fusion behind {layer.op} is not asked for (wide_fusion)"
@@ -218,6 +221,7 @@ def _fold(state: QuantState, layer: Node, norm: Node, fused: tuple[Array, Array]
     graph.remove([norm])
     last.outputs[0] = result
     state.gone[norm.name] = f"folded into {layer.name!r}"
+    state.folded[norm.name] = layer.name
 
 
 FUSE_BATCH_NORM = Pass(

@@ -17,14 +17,16 @@ from threadpoolctl import threadpool_limits
 
 from amct_onnx.kernels.adaround import AdaRound, Layer
 from amct_onnx.passes.calibration import CalibrationRun, Sizes
+from amct_onnx.passes.correct_biases import corrected_bias
 from amct_onnx.passes.fused_activation import fused_activation
-from amct_onnx.passes.graph import Array, Graph, Node, constant_input
-from amct_onnx.passes.layers import bias_input, channels_first, last_node, output_channels, weight_of
+from amct_onnx.passes.graph import Array, Graph, Node
+from amct_onnx.passes.layers import channels_first, last_node, output_channels, weight_of
 from amct_onnx.passes.observation import Feed, exposing_tensors
 from amct_onnx.passes.sample_rows import InputSampler, OutputSampler, matrix_shape
 from amct_onnx.passes.session import open_session
 from amct_onnx.passes.state import QuantState
 from amct_onnx.passes.walk import Walk
+from amct_onnx.passes.weights import LightModel
 
 _MOST_ROWS, _FEWEST_ROWS = 4096, 256
 """Places that are sampled for a layer, as `_BYTES_OF_LAYER` allows."""
@@ -101,29 +103,38 @@ def learn_layers(
         return sizes.of(task.output) + 4 * task.limit * output_channels(task.node)
 
     for share in _shares(tasks, output_bytes, memory // 4):
-        outputs = {task.node.name: OutputSampler(task.node, task.limit) for task in share}
-        session = open_session(exposing_tensors(float_model, [task.output for task in share]), "the float model")
-        for batch, feed in enumerate(feeds):
-            values = {**session.run(feed, f"calibration batch {batch}"), **feed}
-            for task in share:
-                outputs[task.node.name].update(values[task.output])
-        del session
-        for stage, members in groupby(share, key=lambda task: task.stage):
+        outputs = _sample_outputs(float_model, share, feeds)
+        for _, members in groupby(share, key=lambda task: task.stage):
             for group in _shares(list(members), lambda task: task.row_bytes, min(memory // 4, _BYTES_OF_ROWS)):
-                places = {task.node.name: outputs[task.node.name].places() for task in group}
-                inputs = {task.node.name: InputSampler(task.node, places[task.node.name]) for task in group}
-                for known in walk.batches(stage):
-                    for name, sampler in inputs.items():
-                        sampler.update(known[walk.sources[name]])
+                inputs = _sample_inputs(walk, group, outputs)
                 for task in group:
                     name = task.node.name
-                    wanted, rows = outputs.pop(name).values(), inputs.pop(name).finished()
-                    samples = Samples(outputs=wanted, rows=rows, learnable=places[name].learnable)
+                    places, wanted = outputs[name].places(), outputs.pop(name).values()
+                    samples = Samples(outputs=wanted, rows=inputs.pop(name).finished(), learnable=places.learnable)
                     with threadpool_limits(1, user_api="blas"):  # the same sums, however many cores there are
                         weight = learn(task, samples)
                     if weight is not None:
                         walk.settle(name, weight)
                     yield
+
+
+def _sample_outputs(float_model: LightModel, tasks: list[Task], feeds: Iterable[Feed]) -> dict[str, OutputSampler]:
+    outputs = {task.node.name: OutputSampler(task.node, task.limit) for task in tasks}
+    session = open_session(exposing_tensors(float_model, [task.output for task in tasks]), "the float model")
+    for batch, feed in enumerate(feeds):
+        values = session.run(feed, f"calibration batch {batch}")
+        for task in tasks:
+            outputs[task.node.name].update(values[task.output])
+    return outputs
+
+
+def _sample_inputs(walk: Walk, tasks: list[Task], outputs: Mapping[str, OutputSampler]) -> dict[str, InputSampler]:
+    """For layers of one stage, the inputs at the places where their outputs were sampled."""
+    inputs = {task.node.name: InputSampler(task.node, outputs[task.node.name].places()) for task in tasks}
+    for values in walk.batches(tasks[0].stage):
+        for name, sampler in inputs.items():
+            sampler.update(values[walk.sources[name]])
+    return inputs
 
 
 def _task(state: QuantState, node: Node, parameters: AdaRound, walk: Walk) -> Task:
@@ -160,8 +171,7 @@ def as_matrices(state: QuantState, node: Node, samples: Samples, scale: float) -
     wanted = np.ascontiguousarray(samples.outputs.reshape(-1, groups, channels).transpose(1, 0, 2))
     base = np.matmul(rows, weight.transpose(0, 2, 1))
     base -= wanted
-    place = bias_input(state.graph, node)
-    bias = None if place is None else constant_input(*place)
+    bias = corrected_bias(state, node)
     if bias is not None:
         base += bias.astype(np.float32).reshape(groups, 1, channels)
     return Layer(

@@ -6,22 +6,25 @@ there).
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from threading import Thread
 from typing import Any
 
 import numpy as np
 
 from amct_onnx.kernels import hfmg, ifmr
+from amct_onnx.kernels.channel_means import MeansObserver
 from amct_onnx.kernels.hfmg import Hfmg, HfmgObserver
 from amct_onnx.kernels.ifmr import Ifmr, IfmrObserver
 from amct_onnx.kernels.quant_params import QuantParams, round_to_fp16
+from amct_onnx.kernels.strategy import TensorStrategy
 from amct_onnx.passes.calibration import CalibrationRun, Sizes, why_unusable
+from amct_onnx.passes.correct_biases import channel_axis
 from amct_onnx.passes.invariants import ACTIVATIONS_KNOWN, PLANNED, STANDARD_ONLY, WEIGHTS_KNOWN
-from amct_onnx.passes.layers import is_product, is_recurrent
+from amct_onnx.passes.layers import has_weight, is_product, is_recurrent
 from amct_onnx.passes.observation import Feed, Watch
 from amct_onnx.passes.quantize_weights import with_fake_weights
 from amct_onnx.passes.recurrent_layers import INITIAL_H
@@ -33,16 +36,19 @@ def observe(run: CalibrationRun) -> Pass:
     """The pass that fills in the activation parameters."""
 
     def find(state: QuantState) -> None:
-        served = _layers_by_watch(state, run.first)
-        watches = [watch for watch, _, _ in served]
+        served = _places_by_watch(state, run.first)
+        means = _means_by_input(state)
         model = with_fake_weights(state).to_light()
-        run.show(model, watches)
+        run.show(model, [watch for watch, *_ in (*served, *means)])
         del model
         state.softened.clear()  # as large as the weights, and of no more use
-        with ThreadPoolExecutor(available_cores()) as threads:
-            for (_, observer, places), found in zip(served, threads.map(_search, served), strict=True):
-                _conclude(state, _with_seen_state(state, observer, places), found)
-        _join(state, served)
+        found = scales_of(served, joint_keys(state.plan), fp16=state.plan.fp16_scales)
+        state.activations.update(found.activations)
+        _take_seconds(state, served, found)
+        state.left_float.update(found.left_float)
+        for watch, seen, layers in means:
+            if why_unusable(watch) is None:
+                state.means.update(dict.fromkeys(layers, seen.means()))
 
     return Pass(
         name="observe",
@@ -59,59 +65,117 @@ def warm_up_beside(plan: QuantPlan) -> None:
     Thread(target=lambda: [warm_up() for warm_up in kernels], name="amct_onnx-compile").start()
 
 
-_Range = IfmrObserver | HfmgObserver
-_Place = tuple[str, dict[str, QuantParams]]
-"""A layer or a tensor that is planned by itself; the column of the table that its parameters go into."""
+RangeObserver = IfmrObserver | HfmgObserver
 
-_Served = tuple[Watch, _Range, list[_Place]]
+Place = tuple[str, bool]
+"""A layer or a tensor that is planned by itself; whether it is the second activation of the layer."""
+
+Served = tuple[Watch, RangeObserver, list[Place]]
 
 
-def _layers_by_watch(state: QuantState, first: Feed) -> list[_Served]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scales:
+    """What was found.
+
+    activations: layer, or key of a tensor -> parameters.
+    seconds: layer -> parameters of its second activation: input 1 of a product, the hidden state of an LSTM or GRU.
+    left_float: layer, or key of a tensor -> why it stays float.
+    """
+
+    activations: dict[str, QuantParams] = field(default_factory=dict)
+    seconds: dict[str, QuantParams] = field(default_factory=dict)
+    left_float: dict[str, str] = field(default_factory=dict)
+
+
+def _places_by_watch(state: QuantState, first: Feed) -> list[Served]:
     """One observer for each tensor and way of observing it, and the layers and planned tensors that it serves."""
-    nodes = {node.name: node for node in state.graph.nodes}
     sizes = Sizes(state, first)
-    found: dict[tuple[str, Ifmr | Hfmg | QuantParams], _Served] = {}
-    wanted: list[tuple[_Place, str, Ifmr | Hfmg | QuantParams]] = []
+    found: list[Served] = []
+    for (tensor, activation), places in places_by_tensor(state).items():
+        observer = observer_for(activation)
+        in_order = isinstance(activation, Hfmg)
+        watch = Watch(tensor=tensor, observer=observer, in_order=in_order, size=sizes.of(tensor))
+        found.append((watch, observer, places))
+    return found
+
+
+def places_by_tensor(state: QuantState) -> dict[tuple[str, Ifmr | Hfmg], list[Place]]:
+    """Each tensor to observe, and how -> the layers and planned tensors that it is for."""
+    nodes = {node.name: node for node in state.graph.nodes}
+    wanted: list[tuple[Place, str, Ifmr | Hfmg | QuantParams | TensorStrategy]] = []
     for layer in state.layers():
         node = nodes[layer.name]
-        wanted.append(((layer.name, state.activations), node.inputs[0].name, layer.activation))
+        wanted.append(((layer.name, False), node.inputs[0].name, layer.activation))
         if is_product(node):
-            wanted.append(((layer.name, state.weights), node.inputs[1].name, layer.activation))
+            wanted.append(((layer.name, True), node.inputs[1].name, layer.activation))
         if is_recurrent(node):
-            wanted.append(((layer.name, state.hidden), node.inputs[INITIAL_H].name, layer.activation))
+            wanted.append(((layer.name, True), node.inputs[INITIAL_H].name, layer.activation))
     for own in state.tensors():
-        wanted.append(((own.key, state.activations), nodes[own.node].inputs[own.index].name, own.activation))
+        wanted.append(((own.key, False), nodes[own.node].inputs[own.index].name, own.activation))
+    found: dict[tuple[str, Ifmr | Hfmg], list[Place]] = {}
     for place, tensor, activation in wanted:
-        key = (tensor, activation)
-        if key not in found:
-            observer = _observer_for(activation)
-            in_order = isinstance(activation, Hfmg)
-            watch = Watch(tensor=tensor, observer=observer, in_order=in_order, size=sizes.of(tensor))
-            found[key] = (watch, observer, [])
-        found[key][2].append(place)
-    return list(found.values())
+        assert isinstance(activation, (Ifmr, Hfmg)), "there is nothing to observe, or another way to"
+        found.setdefault((tensor, activation), []).append(place)
+    return found
 
 
-def _observer_for(activation: Ifmr | Hfmg | QuantParams) -> _Range:
-    assert not isinstance(activation, QuantParams), "it is given, there is nothing to observe"
-    asymmetric = activation.asymmetric
-    assert asymmetric is not None, "the plan decides it"
+def joint_keys(plan: QuantPlan) -> list[tuple[str, ...]]:
+    """The keys of the planned tensors that share a scale, node by node."""
+    pairs: dict[str, list[str]] = {}
+    for tensor in plan.tensors:
+        if tensor.joint:
+            pairs.setdefault(tensor.node, []).append(tensor.key)
+    return [tuple(keys) for keys in pairs.values()]
+
+
+def _means_by_input(state: QuantState) -> list[tuple[Watch, MeansObserver, list[str]]]:
+    """One observer for each tensor whose means a layer's bias is corrected with, and those layers."""
+    nodes = {node.name: node for node in state.graph.nodes}
+    found: dict[tuple[str, int], list[str]] = {}
+    for layer in state.layers():
+        node = nodes[layer.name]
+        if layer.correct_bias and has_weight(node):
+            found.setdefault((node.inputs[0].name, channel_axis(node)), []).append(layer.name)
+    observers = [MeansObserver(axis=axis) for _, axis in found]
+    watches = [Watch(tensor=tensor, observer=seen) for (tensor, _), seen in zip(found, observers, strict=True)]
+    return list(zip(watches, observers, found.values(), strict=True))
+
+
+def observer_for(activation: Ifmr | Hfmg) -> RangeObserver:
+    """An observer that has seen nothing; `asymmetric` is decided."""
+    assert activation.asymmetric is not None, "the plan decides it"
     if isinstance(activation, Ifmr):
-        return IfmrObserver(activation, asymmetric=asymmetric)
-    return HfmgObserver(activation, asymmetric=asymmetric)
+        return IfmrObserver(activation, asymmetric=activation.asymmetric)
+    return HfmgObserver(activation, asymmetric=activation.asymmetric)
+
+
+def scales_of(served: Sequence[Served], joint: Iterable[tuple[str, ...]], *, fp16: bool) -> Scales:
+    """What follows from what was seen.
+
+    Args:
+        served: observers that have seen all batches, and what they are for.
+        joint: keys that are to share a scale.
+        fp16: round scales to what fp16 holds.
+    """
+    scales = Scales()
+    with ThreadPoolExecutor(available_cores()) as threads:
+        for (_, _, places), found in zip(served, threads.map(_search, served), strict=True):
+            _conclude(scales, places, found, fp16)
+    _join(scales, served, joint, fp16)
+    return scales
+
+
+def _search(served: Served) -> QuantParams | str:
+    """What was found, or why nothing can be."""
+    watch, observer, _ = served
+    return why_unusable(watch) or _usable(observer)
 
 
 _SMALLEST = np.float32(2.0**-22)
 """The scale of activations that are all but zero: above what the chip takes, and a square of what fp16 holds."""
 
 
-def _search(served: _Served) -> QuantParams | str:
-    """What was found, or why nothing can be."""
-    watch, observer, _ = served
-    return why_unusable(watch) or _usable(observer)
-
-
-def _usable(observer: _Range) -> QuantParams:
+def _usable(observer: RangeObserver) -> QuantParams:
     """What an observer found, but for ranges so small that AMCT gives them the scale 1, which rounds all to zero."""
     found = observer.params()
     low, high = observer.extent
@@ -121,42 +185,41 @@ def _usable(observer: _Range) -> QuantParams:
     return replace(found, scale=np.asarray(_SMALLEST), offset=np.asarray(offset, np.int32))
 
 
-def _with_seen_state(state: QuantState, observer: _Range, places: Iterable[_Place]) -> list[_Place]:
-    """`places` without the hidden states of which nothing but zeros was seen: these layers stay float."""
-    if observer.extent != (0.0, 0.0):
-        return list(places)
-    for name, column in places:
-        if column is state.hidden:
+def _take_seconds(state: QuantState, served: Sequence[Served], found: Scales) -> None:
+    """Write down the second activations; layers whose hidden state was never seen to differ from zero stay float."""
+    nodes = {node.name: node for node in state.graph.nodes}
+    zeros = {
+        name for _, observer, places in served if observer.extent == (0.0, 0.0) for name, second in places if second
+    }
+    for name, params in found.seconds.items():
+        if not is_recurrent(nodes[name]):
+            state.weights[name] = params
+        elif name in zeros:
             state.left_float[name] = "its initial_h is zero on all calibration data, which says nothing of later states"
-    return [(name, column) for name, column in places if column is not state.hidden]
+        else:
+            state.hidden[name] = params
 
 
-def _join(state: QuantState, served: Iterable[_Served]) -> None:
+def _join(scales: Scales, served: Iterable[Served], joint: Iterable[tuple[str, ...]], fp16: bool) -> None:
     """Give the two inputs of a node that are to share a scale the one that fits what was seen of both."""
-    observers = {name: observer for _, observer, places in served for name, _ in places}  # tensors have one each
-    pairs: dict[str, list[str]] = {}
-    for tensor in state.plan.tensors:
-        if tensor.joint:
-            pairs.setdefault(tensor.node, []).append(tensor.key)
-    for keys in pairs.values():
-        if failed := [key for key in keys if key in state.left_float]:
+    observers = {name: observer for _, observer, places in served for name, _ in places}
+    for keys in joint:
+        if failed := [key for key in keys if key in scales.left_float]:
             for key in keys:
-                state.left_float.setdefault(key, f"it was to share its scale with {failed[0]!r}, which stays float")
+                scales.left_float.setdefault(key, f"it was to share its scale with {failed[0]!r}, which stays float")
             continue
         first, second = (observers[key] for key in keys)
         merged: Any = deepcopy(first)  # a layer may have it too
         if second is not first:
             merged.merge(second)
-        _conclude(state, [(key, state.activations) for key in keys], merged.params())
+        _conclude(scales, [(key, False) for key in keys], merged.params(), fp16)
 
 
-def _conclude(state: QuantState, places: Iterable[_Place], found: QuantParams | str) -> None:
-    """Write the parameters into the table, or leave the layers float where there are none."""
-    for name, column in places:
+def _conclude(scales: Scales, places: Iterable[Place], found: QuantParams | str, fp16: bool) -> None:
+    """Write down the parameters, or why there are none."""
+    for name, is_second in places:
         if isinstance(found, str):
-            state.left_float[name] = found
+            scales.left_float[name] = found
             continue
-        kept = found
-        if state.plan.fp16_scales:
-            kept = replace(found, scale=np.asarray(round_to_fp16(found.scale), np.float32))
-        column[name] = kept
+        kept = replace(found, scale=np.asarray(round_to_fp16(found.scale), np.float32)) if fp16 else found
+        (scales.seconds if is_second else scales.activations)[name] = kept

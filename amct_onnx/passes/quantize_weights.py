@@ -11,10 +11,12 @@ from numpy.typing import NDArray
 from amct_onnx.errors import ModelError
 from amct_onnx.kernels.adaround import AdaRound
 from amct_onnx.kernels.arq import Arq, arq
+from amct_onnx.kernels.grid import Grid
+from amct_onnx.kernels.grid import fake_quantized as grid_fake_quantized
 from amct_onnx.kernels.kl_scale import kl_scale
 from amct_onnx.kernels.nuq import Nuq, nearest_centre, nuq
 from amct_onnx.kernels.quant_params import FLT_EPS, QuantParams, dequantize, quantize
-from amct_onnx.passes.graph import Array, Graph, Node, constant_input, derived, set_input
+from amct_onnx.passes.graph import Array, Graph, Node, Tensor, constant_input, derived, set_input
 from amct_onnx.passes.invariants import PLANNED, UNSHARED, WEIGHTS_KNOWN
 from amct_onnx.passes.layer_types import PER_CHANNEL
 from amct_onnx.passes.layers import (
@@ -46,7 +48,7 @@ def _find_scales(state: QuantState) -> None:
         if isinstance(layer.weight, Nuq):
             params, centres = nuq(weight, layer.weight, axis=0 if node.op in PER_CHANNEL else None)
             state.clusters[layer.name] = centres
-            state.weights[layer.name] = _with_usable_scales(params, weight)
+            state.weights[layer.name] = with_usable_scales(params, weight)
         else:
             state.weights[layer.name] = _scales_of(layer, weight)
 
@@ -56,7 +58,7 @@ def _scales_of(layer: LayerPlan, weight: Array) -> QuantParams:
     assert isinstance(layer.weight, (Arq, AdaRound)), "the plan lets no other algorithm through"
     find = kl_scale if isinstance(layer.weight, AdaRound) and layer.weight.amct_scales else arq
     params = find(weight, axis=0 if layer.weight.channel_wise else None, num_bits=layer.weight.num_bits)
-    return _with_usable_scales(params, weight)
+    return with_usable_scales(params, weight)
 
 
 def require_finite(state: QuantState, node: Node) -> None:
@@ -75,7 +77,7 @@ def require_finite(state: QuantState, node: Node) -> None:
             raise ModelError(f"the {what} {holder.inputs[index].name!r} of layer {node.name!r} holds {kind}")
 
 
-def _with_usable_scales(params: QuantParams, weight: Array) -> QuantParams:
+def with_usable_scales(params: QuantParams, weight: Array) -> QuantParams:
     """Give channels whose weights are all but zero the scale of the others.
 
     AMCT sets their scale to 1; the bias, on scale_d * scale_w, would then be rounded as coarsely as the activations.
@@ -100,6 +102,8 @@ def integers_of(state: QuantState, node: Node, index: int = 1) -> ComputedArray:
 
 def fake_quantized(state: QuantState, node: Node, index: int = 1) -> ComputedArray:
     """A weight of the layer with the error of its quantization, in its own layout and type."""
+    if index == 1 and node.name in state.weight_grids:
+        return _on_grid(node.inputs[1], state.weight_grids[node.name])
     params, layout, old = params_of(state, node.name, index), layout_of(node), node.inputs[index]
     dtype = np.dtype(old.dtype)
 
@@ -108,6 +112,11 @@ def fake_quantized(state: QuantState, node: Node, index: int = 1) -> ComputedArr
         return layout.restored(dequantize(levels, params)).astype(dtype)
 
     return derived(old, dtype, old.shape, fake)
+
+
+def _on_grid(old: Tensor, grid: Grid) -> ComputedArray:
+    dtype = np.dtype(old.dtype)
+    return derived(old, dtype, old.shape, lambda weight: grid_fake_quantized(weight, grid).astype(dtype))
 
 
 def params_of(state: QuantState, layer: str, index: int) -> QuantParams:

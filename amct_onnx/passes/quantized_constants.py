@@ -13,8 +13,17 @@ from amct_onnx.passes.quantizers import Quantizer, is_dequantizer, is_quantizer,
 from amct_onnx.passes.session import open_session
 from amct_onnx.passes.weights import ComputedArray
 
-_PLAIN = {"int8": (-128, 127), "uint8": (0, 255), "int32": (-(1 << 31), (1 << 31) - 1)}
+_PLAIN = {
+    "int8": (-128, 127),
+    "uint8": (0, 255),
+    "int32": (-(1 << 31), (1 << 31) - 1),
+    "int4": (-8, 7),
+    "uint4": (0, 15),
+}
 """Integers that are computed here, and their ranges; onnxruntime computes the others."""
+
+_KEPT_AS = {"int4": "int8", "uint4": "uint8"}
+"""What holds integers that numpy has no type for."""
 
 _BETWEEN = ("Clip", "Identity", "Transpose", "Reshape", "Squeeze", "Unsqueeze")
 """What may stand between the two where their input is a constant."""
@@ -102,7 +111,7 @@ def _quantized(values: Array, quantizer: Quantizer) -> Array:
     low, high = _PLAIN[quantizer.kind]
     scale, zero = (_along(part, quantizer.axis, values.shape) for part in (quantizer.scale, quantizer.zero))
     levels = np.rint(values.astype(np.float32) / scale.astype(np.float32)) + zero.astype(np.float32)
-    return np.asarray(np.clip(levels, low, high), quantizer.kind)
+    return np.asarray(np.clip(levels, low, high), _KEPT_AS.get(quantizer.kind, quantizer.kind))
 
 
 def _dequantized(integers: Array, quantizer: Quantizer) -> Array:

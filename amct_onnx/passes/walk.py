@@ -40,7 +40,9 @@ class Walk:
         self.sources = {node.name: node.inputs[0].name for node in nodes}
         self._weights = {node.name: node.inputs[1].name for node in nodes}
         self._settled: dict[str, Array] = {}
-        self.stages, self._ends = _stages(graph, layers, {value.name for value in self._model.proto.graph.input})
+        inner = self._model.proto.graph
+        fed = {value.name for value in inner.input} - {tensor.name for tensor in inner.initializer}
+        self.stages, self._ends = _stages(graph, layers, fed)
         self._sessions: dict[int, Session | None] = {}
         self._kept: dict[int, tuple[int, Feed]] = {}
         self._filled = 0

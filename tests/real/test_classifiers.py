@@ -69,7 +69,7 @@ def test_learned_rounding_brings_efficientnet_lite0_nearer_to_the_float_model() 
         config = QuantConfig(wide_fusion=True, common_config=LayerConfig(weight=weight))
         result = quantize_onnx(efficientnet(), config, calibration=calibration)
         found.append(sqnr(wanted, first_output(result.fake_quant_model, evaluation)))
-    assert found[1] > found[0] + 3  # measured 19.1 and, with 300 steps, 25.8
+    assert found[1] > found[0] + 3  # measured 19.2 and 25.2
 
 
 def test_efficientnet_lite0_is_as_near_with_and_without_optimizations() -> None:

@@ -1,0 +1,1 @@
+"""Accuracy-based automatic calibration: quantize as many layers as a metric of the user's allows."""

@@ -1,0 +1,5 @@
+"""AMCT's import path of one class."""
+
+from amct_onnx.auto_calibration.protocol import BinarySearchStrategy
+
+__all__ = ["BinarySearchStrategy"]

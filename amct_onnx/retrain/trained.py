@@ -1,0 +1,76 @@
+"""Which tensors of a model are trained."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+
+import onnx
+from onnx import TensorProto
+
+from amct_onnx.passes.protos import all_graphs
+from amct_onnx.retrain.program import constant_of
+
+_FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.BFLOAT16)
+
+_TRAINED: Mapping[str, tuple[int, ...]] = {
+    "BatchNormalization": (1, 2),
+    "Conv": (1, 2),
+    "ConvTranspose": (1, 2),
+    "GRU": (1, 2, 3),
+    "Gather": (0,),
+    "Gemm": (0, 1, 2),
+    "GroupNormalization": (1, 2),
+    "InstanceNormalization": (1, 2),
+    "LSTM": (1, 2, 3, 7),
+    "LayerNormalization": (1, 2),
+    "MatMul": (0, 1),
+    "PRelu": (1,),
+    "RNN": (1, 2, 3),
+}
+"""Operator -> the inputs that are its weights."""
+
+_ELEMENTWISE = ("Add", "Mul")
+"""Operators whose constants are biases and scales where they are one number per channel.
+
+Those of more axes are grids and anchors, those of Sub and Div normalise inputs: these stay.
+"""
+
+_MOVING = ("Cast", "Concat", "Identity", "Reshape", "Slice", "Split", "Squeeze", "Transpose", "Unsqueeze")
+"""Operators behind which a weight is still one."""
+
+
+class Role(enum.Enum):
+    """What a stored tensor is."""
+
+    TRAINED = enum.auto()
+    STATISTIC = enum.auto()
+    CONSTANT = enum.auto()
+
+
+def roles_of(graph: onnx.GraphProto) -> dict[str, Role]:
+    """The tensors, of the graph and of bodies in it, that are no constants: what is trained, and running statistics."""
+    floats = {}
+    roles: dict[str, Role] = {}
+    parts = list(all_graphs(graph))
+    for part in parts:
+        held = [(tensor.name, tensor) for tensor in part.initializer]
+        held += [(node.output[0], t) for node in part.node if (t := constant_of(node)) is not None]
+        floats.update({name: tensor for name, tensor in held if tensor.data_type in _FLOATS})
+    for part in reversed(parts):
+        for node in reversed(part.node):
+            moved = node.op_type in _MOVING and roles.get(node.output[0]) is Role.TRAINED
+            for index, name in enumerate(node.input):
+                if moved and (index == 0 or node.op_type == "Concat"):
+                    roles[name] = Role.TRAINED
+                elif (role := _role(node.op_type, index, floats.get(name))) is not Role.CONSTANT:
+                    roles[name] = role
+    return {name: role for name, role in roles.items() if name in floats}
+
+
+def _role(op: str, index: int, tensor: TensorProto | None) -> Role:
+    """What this use says of a tensor; None for one that is computed."""
+    is_vector = tensor is not None and sum(size > 1 for size in tensor.dims) == 1
+    if index in _TRAINED.get(op, ()) or (op in _ELEMENTWISE and is_vector):
+        return Role.TRAINED
+    return Role.STATISTIC if op == "BatchNormalization" and index in (3, 4) else Role.CONSTANT
