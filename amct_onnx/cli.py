@@ -100,8 +100,11 @@ def _add_calibration(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", required=True, help="the float model, an .onnx file; or a .prototxt")
     _add_weights(parser)
     parser.add_argument("--save_path", required=True, help="directory and prefix of what is written, e.g. out/net")
-    parser.add_argument("--calibration_config", help="a .cfg or JSON file; without it the engine's own preset is used")
-    parser.add_argument("--batch_num", type=int, help="batches to use without --calibration_config")
+    parser.add_argument(
+        "--calibration_config",
+        help="a .cfg or JSON file of AMCT, or a strategy file of Vitis AI; without it the engine's own preset is used",
+    )
+    parser.add_argument("--batch_num", type=int, help="batches to use where --calibration_config says no number")
     parser.add_argument("--format", choices=["qdq"], help="also write <save_path>_qdq_model.onnx, which others read")
     _add_data(parser)
     evaluator = parser.add_argument_group("the user's own loop", "instead of calibration data")
@@ -229,7 +232,9 @@ def _add_completion(parser: argparse.ArgumentParser, commands: Any) -> None:
 
 
 def _calibration(options: argparse.Namespace) -> None:
+    from amct_onnx.formats.config_source import load_any_config
     from amct_onnx.quantize import quantize_onnx
+    from amct_onnx.strategy_config import StrategyConfig
 
     if options.evaluator is not None:
         return _calibration_by_evaluator(options)
@@ -237,13 +242,15 @@ def _calibration(options: argparse.Namespace) -> None:
         raise ConfigError("--strategy goes with --evaluator: it chooses layers by what an evaluator says of models")
     source, batch_num = _data_source(options)
     _quant_json(options)
-    if options.calibration_config is not None and options.batch_num is not None:
+    config = None if options.calibration_config is None else load_any_config(options.calibration_config)
+    says_number = config is not None and not isinstance(config, StrategyConfig)
+    if says_number and options.batch_num is not None:
         _log.warning("--batch_num is not used: the number of batches stands in %s", options.calibration_config)
-    takes_number = options.calibration_config is None and batch_num is not None
+    takes_number = not says_number and batch_num is not None
     given: dict[str, Any] = {"batch_num": batch_num} if takes_number else {}
     result = quantize_onnx(
         _with_weights(options.model, options),
-        options.calibration_config,
+        config,
         calibration=source,
         save_path=options.save_path,
         qdq=options.format == "qdq",
@@ -283,13 +290,14 @@ def _show_result(result: QuantizeResult, options: argparse.Namespace, title: str
     from amct_onnx.report.tables import error_table
     from amct_onnx.stepwise.quant_json import format_quant_json
 
-    assert isinstance(result.deploy_model, Path)
-    quant_json = _quant_json(options)
-    write_files({quant_json: format_quant_json(read_without_data(result.deploy_model), result.plan)})
+    quant_json = None
+    if isinstance(result.deploy_model, Path):  # a strategy may leave nothing for Ascend
+        quant_json = _quant_json(options)
+        write_files({quant_json: format_quant_json(read_without_data(result.deploy_model), result.plan)})
 
     _show(error_table(result.output_errors, title))
     files = (result.deploy_model, result.fake_quant_model, result.qdq_model, result.record, result.config, quant_json)
-    for path in files:
+    for path in (*files, result.quant_info):
         if path is not None:
             print(path)
 
@@ -347,16 +355,22 @@ def _with_weights(model: Any, options: argparse.Namespace) -> Any:
 def _plan(options: argparse.Namespace) -> None:
     from dataclasses import replace
 
-    from amct_onnx.formats.config_source import load_config
+    from amct_onnx.formats.config_source import load_any_config
     from amct_onnx.formats.model_file import read_model
     from amct_onnx.passes.manager import run_passes
     from amct_onnx.passes.pipelines import FUSE
     from amct_onnx.planning import make_plan
     from amct_onnx.prepare import final_plan, prepare
     from amct_onnx.report.tables import plan_table
+    from amct_onnx.strategy_config import StrategyConfig
+    from amct_onnx.strategy_planning import StrategyRules, plan_strategy
 
     state, _ = prepare(read_model(_with_weights(options.model, options)))
-    state = replace(state, plan=make_plan(state, load_config(options.config)))
+    config = load_any_config(options.config)
+    if isinstance(config, StrategyConfig):
+        state = replace(state, plan=plan_strategy(state, config, StrategyRules.of(state.graph, config)))
+    else:
+        state = replace(state, plan=make_plan(state, config))
     op_types = {node.name: node.op for node in state.graph.nodes}
     run_passes(FUSE, state)
     plan = final_plan(state)

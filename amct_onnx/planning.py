@@ -229,6 +229,8 @@ class _Request:
             activation=replace(self._activation(), asymmetric=self._asymmetric()),
             weight=self._weight(),
             balancer=self._balancer(),
+            equalise=self.config.equalise_layers,
+            correct_bias=self.config.correct_biases,
         )
         return _Decided(layer=layer, notes=tuple(self.notes))
 
@@ -357,7 +359,7 @@ def _disabled_by_list(config: QuantConfig) -> set[str]:
 
 
 def _check_available(layer: LayerPlan) -> None:
-    if layer.activation.num_bits == 4:
+    if getattr(layer.activation, "num_bits", 8) == 4:
         with located(f"layer {layer.name!r}"):
             raise NotAvailableError("4-bit activations are not available yet; remove them from the configuration")
 

@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from amct_onnx.kernels.dequant import bias_fits
-from amct_onnx.passes.graph import Node, constant_input
+from amct_onnx.passes.correct_biases import corrected_bias
+from amct_onnx.passes.graph import Node
 from amct_onnx.passes.insert_dequant import scale_of
 from amct_onnx.passes.invariants import ACTIVATIONS_KNOWN, PLANNED, WEIGHTS_KNOWN
-from amct_onnx.passes.layers import bias_input, has_weight
 from amct_onnx.passes.state import Pass, QuantState
 
 _SMALLEST = float(np.finfo(np.float32).tiny)
@@ -29,8 +29,7 @@ def _run(state: QuantState) -> None:
     nodes = {node.name: node for node in state.graph.nodes}
     for layer in state.layers():
         node = nodes[layer.name]
-        place = bias_input(state.graph, node) if has_weight(node) else None
-        bias = None if place is None else constant_input(*place)
+        bias = corrected_bias(state, node)
         if bias is not None and not bias_fits(bias, scale_of(state, node)):
             _coarsen(state, node, bias.astype(np.float64))
         if reason := _why_not_scale(state, node, bias):
@@ -42,8 +41,7 @@ def _check(state: QuantState) -> None:
     nodes = {node.name: node for node in state.graph.nodes}
     for layer in state.layers():
         node = nodes[layer.name]
-        place = bias_input(state.graph, node) if has_weight(node) else None
-        if reason := _why_not_scale(state, node, None if place is None else constant_input(*place)):
+        if reason := _why_not_scale(state, node, corrected_bias(state, node)):
             state.left_float[layer.name] = reason
 
 

@@ -16,12 +16,15 @@ from typing import Any
 import numpy as np
 
 from amct_onnx.kernels import hfmg, ifmr
+from amct_onnx.kernels.channel_means import MeansObserver
 from amct_onnx.kernels.hfmg import Hfmg, HfmgObserver
 from amct_onnx.kernels.ifmr import Ifmr, IfmrObserver
 from amct_onnx.kernels.quant_params import QuantParams, round_to_fp16
+from amct_onnx.kernels.strategy import TensorStrategy
 from amct_onnx.passes.calibration import CalibrationRun, Sizes, why_unusable
+from amct_onnx.passes.correct_biases import channel_axis
 from amct_onnx.passes.invariants import ACTIVATIONS_KNOWN, PLANNED, STANDARD_ONLY, WEIGHTS_KNOWN
-from amct_onnx.passes.layers import is_product
+from amct_onnx.passes.layers import has_weight, is_product
 from amct_onnx.passes.observation import Feed, Watch
 from amct_onnx.passes.quantize_weights import with_fake_weights
 from amct_onnx.passes.resources import available_cores
@@ -33,14 +36,18 @@ def observe(run: CalibrationRun) -> Pass:
 
     def find(state: QuantState) -> None:
         served = _places_by_watch(state, run.first)
+        means = _means_by_input(state)
         model = with_fake_weights(state).to_light()
-        run.show(model, [watch for watch, _, _ in served])
+        run.show(model, [watch for watch, *_ in (*served, *means)])
         del model
         state.softened.clear()  # as large as the weights, and of no more use
         found = scales_of(served, joint_keys(state.plan), fp16=state.plan.fp16_scales)
         state.activations.update(found.activations)
         state.weights.update(found.seconds)
         state.left_float.update(found.left_float)
+        for watch, seen, layers in means:
+            if why_unusable(watch) is None:
+                state.means.update(dict.fromkeys(layers, seen.means()))
 
     return Pass(
         name="observe",
@@ -94,7 +101,7 @@ def _places_by_watch(state: QuantState, first: Feed) -> list[Served]:
 def places_by_tensor(state: QuantState) -> dict[tuple[str, Ifmr | Hfmg], list[Place]]:
     """Each tensor to observe, and how -> the layers and planned tensors that it is for."""
     nodes = {node.name: node for node in state.graph.nodes}
-    wanted: list[tuple[Place, str, Ifmr | Hfmg | QuantParams]] = []
+    wanted: list[tuple[Place, str, Ifmr | Hfmg | QuantParams | TensorStrategy]] = []
     for layer in state.layers():
         node = nodes[layer.name]
         wanted.append(((layer.name, False), node.inputs[0].name, layer.activation))
@@ -104,7 +111,7 @@ def places_by_tensor(state: QuantState) -> dict[tuple[str, Ifmr | Hfmg], list[Pl
         wanted.append(((own.key, False), nodes[own.node].inputs[own.index].name, own.activation))
     found: dict[tuple[str, Ifmr | Hfmg], list[Place]] = {}
     for place, tensor, activation in wanted:
-        assert not isinstance(activation, QuantParams), "it is given, there is nothing to observe"
+        assert isinstance(activation, (Ifmr, Hfmg)), "there is nothing to observe, or another way to"
         found.setdefault((tensor, activation), []).append(place)
     return found
 
@@ -116,6 +123,19 @@ def joint_keys(plan: QuantPlan) -> list[tuple[str, ...]]:
         if tensor.joint:
             pairs.setdefault(tensor.node, []).append(tensor.key)
     return [tuple(keys) for keys in pairs.values()]
+
+
+def _means_by_input(state: QuantState) -> list[tuple[Watch, MeansObserver, list[str]]]:
+    """One observer for each tensor whose means a layer's bias is corrected with, and those layers."""
+    nodes = {node.name: node for node in state.graph.nodes}
+    found: dict[tuple[str, int], list[str]] = {}
+    for layer in state.layers():
+        node = nodes[layer.name]
+        if layer.correct_bias and has_weight(node):
+            found.setdefault((node.inputs[0].name, channel_axis(node)), []).append(layer.name)
+    observers = [MeansObserver(axis=axis) for _, axis in found]
+    watches = [Watch(tensor=tensor, observer=seen) for (tensor, _), seen in zip(found, observers, strict=True)]
+    return list(zip(watches, observers, found.values(), strict=True))
 
 
 def observer_for(activation: Ifmr | Hfmg) -> RangeObserver:

@@ -11,10 +11,12 @@ from numpy.typing import NDArray
 from amct_onnx.errors import ModelError
 from amct_onnx.kernels.adaround import AdaRound
 from amct_onnx.kernels.arq import Arq, arq
+from amct_onnx.kernels.grid import Grid
+from amct_onnx.kernels.grid import fake_quantized as grid_fake_quantized
 from amct_onnx.kernels.kl_scale import kl_scale
 from amct_onnx.kernels.nuq import Nuq, nearest_centre, nuq
 from amct_onnx.kernels.quant_params import FLT_EPS, QuantParams, dequantize, quantize
-from amct_onnx.passes.graph import Array, Graph, Node, constant_input, derived, set_input
+from amct_onnx.passes.graph import Array, Graph, Node, Tensor, constant_input, derived, set_input
 from amct_onnx.passes.invariants import PLANNED, UNSHARED, WEIGHTS_KNOWN
 from amct_onnx.passes.layer_types import PER_CHANNEL
 from amct_onnx.passes.layers import bias_input, channels_first, has_weight, layout_of, weight_of
@@ -81,6 +83,8 @@ def integers_of(state: QuantState, node: Node) -> ComputedArray:
 
 def fake_quantized(state: QuantState, node: Node) -> ComputedArray:
     """The layer's weight with the error of its quantization, in its own layout and type."""
+    if node.name in state.weight_grids:
+        return _on_grid(node.inputs[1], state.weight_grids[node.name])
     params, layout, old = state.weights[node.name], layout_of(node), node.inputs[1]
     dtype = np.dtype(old.dtype)
 
@@ -89,6 +93,11 @@ def fake_quantized(state: QuantState, node: Node) -> ComputedArray:
         return layout.restored(dequantize(levels, params)).astype(dtype)
 
     return derived(old, dtype, old.shape, fake)
+
+
+def _on_grid(old: Tensor, grid: Grid) -> ComputedArray:
+    dtype = np.dtype(old.dtype)
+    return derived(old, dtype, old.shape, lambda weight: grid_fake_quantized(weight, grid).astype(dtype))
 
 
 def levels_of(state: QuantState, layer: str, weight: Array) -> NDArray[np.signedinteger[Any]]:

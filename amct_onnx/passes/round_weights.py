@@ -10,6 +10,7 @@ import numpy as np
 
 from amct_onnx.kernels.adaround import learn_rounding, nearest
 from amct_onnx.passes.calibration import CalibrationRun
+from amct_onnx.passes.correct_biases import CORRECT_BIASES
 from amct_onnx.passes.graph import Array, Node
 from amct_onnx.passes.insert_dequant import INSERT_DEQUANT
 from amct_onnx.passes.insert_quant import INSERT_QUANT
@@ -26,7 +27,7 @@ from amct_onnx.passes.state import Pass, QuantState
 
 _log = logging.getLogger("amct_onnx")
 
-_QUANTIZE = (INSERT_QUANT, INSERT_DEQUANT, STORE_INTEGER_WEIGHTS, MERGE_QUANTS, LOWER_ASCEND)
+_QUANTIZE = (CORRECT_BIASES, INSERT_QUANT, INSERT_DEQUANT, STORE_INTEGER_WEIGHTS, MERGE_QUANTS, LOWER_ASCEND)
 
 
 def round_weights(run: CalibrationRun) -> Pass:

@@ -12,10 +12,12 @@ from numpy.typing import NDArray
 from amct_onnx.kernels.adaround import AdaRound
 from amct_onnx.kernels.arq import Arq
 from amct_onnx.kernels.dmq import Dmq
+from amct_onnx.kernels.grid import Grid
 from amct_onnx.kernels.hfmg import Hfmg
 from amct_onnx.kernels.ifmr import Ifmr
 from amct_onnx.kernels.nuq import Nuq
 from amct_onnx.kernels.quant_params import QuantParams
+from amct_onnx.kernels.strategy import TensorStrategy
 from amct_onnx.passes.graph import Graph
 
 
@@ -28,16 +30,22 @@ class LayerPlan:
         for input 1 where that is an activation.
     weight: algorithm for the weight, with `channel_wise` decided; or what it would find. A layer without a weight
         ignores it; where input 1 is an activation, it holds what is given for that.
+    bias: strategy for the bias; None for int32 on the product of both scales.
     balancer: moves outliers from the input to the weight; or its factors, where they are given; None for no balancing.
     cluster: the integers that are left to the weight, where they are given; else empty.
+    equalise: scale its channels against those of a neighbour that is equalised too.
+    correct_bias: take out of its bias what the error of its weights adds on average.
     """
 
     name: str
     op_type: str
-    activation: Ifmr | Hfmg | QuantParams
-    weight: Arq | AdaRound | Nuq | QuantParams
+    activation: Ifmr | Hfmg | QuantParams | TensorStrategy
+    weight: Arq | AdaRound | Nuq | QuantParams | TensorStrategy
+    bias: TensorStrategy | None = None
     balancer: Dmq | tuple[float, ...] | None = None
     cluster: tuple[int, ...] = ()
+    equalise: bool = False
+    correct_bias: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,6 +84,11 @@ class QuantPlan:
     fold_balancers: balancing leaves no Mul where it can be folded into what produces the input.
     fp16_scales: activation scales are rounded to what fp16 holds.
     cut_scales: layers whose dequantization scale is cut to 19 bits.
+    tensor_strategies: tensor -> how it is quantized where it is produced, whoever reads it.
+    replace_relu6: Clip between 0 and 6 becomes Relu.
+    align_concat, align_pool: the inputs of a concatenation, of a pooling, get the grid of its output.
+    dpu_shifts: positions are changed until the DPU's shifters reach them.
+    dpu_arithmetic: average pooling and LeakyRelu compute what they do on the DPU.
     """
 
     layers: Mapping[str, LayerPlan] = field(default_factory=dict)
@@ -92,6 +105,12 @@ class QuantPlan:
     fold_balancers: bool = False
     fp16_scales: bool = False
     cut_scales: frozenset[str] = frozenset()
+    tensor_strategies: Mapping[str, TensorStrategy] = field(default_factory=dict)
+    replace_relu6: bool = False
+    align_concat: bool = False
+    align_pool: bool = False
+    dpu_shifts: bool = False
+    dpu_arithmetic: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,6 +128,11 @@ class QuantState:
     softened: layer -> its weight, softly rounded, that activations are observed behind; in its own layout and type.
     clusters: layer -> the integers that NUQ leaves to its weight, int8, ascending.
     rounded: layer -> its weight as integers, where they are not the nearest; int8, output channels first.
+    means: layer -> mean of its input for each channel, [Cin].
+    bias_shifts: layer -> what the quantized models have on top of its bias, [Cout].
+    grids: tensor -> the grid of its values.
+    weight_grids, bias_grids: layer -> the grid of its weight, in the operator's own layout, and of its bias.
+    remarks_on_tensors: planned tensors that stay float -> the reason.
     left_float: planned layers and tensors that turned out not to be quantizable -> the reason.
     """
 
@@ -123,6 +147,12 @@ class QuantState:
     softened: dict[str, NDArray[np.floating[Any]]] = field(default_factory=dict)
     clusters: dict[str, NDArray[np.int8]] = field(default_factory=dict)
     rounded: dict[str, NDArray[np.int8]] = field(default_factory=dict)
+    means: dict[str, NDArray[np.float64]] = field(default_factory=dict)
+    bias_shifts: dict[str, NDArray[np.float32]] = field(default_factory=dict)
+    grids: dict[str, Grid] = field(default_factory=dict)
+    weight_grids: dict[str, Grid] = field(default_factory=dict)
+    bias_grids: dict[str, Grid] = field(default_factory=dict)
+    remarks_on_tensors: dict[str, str] = field(default_factory=dict)
     left_float: dict[str, str] = field(default_factory=dict)
 
     def layers(self) -> list[LayerPlan]:

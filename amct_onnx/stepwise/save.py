@@ -91,5 +91,6 @@ def write_saved(state: QuantState, target: Target, expected: Mapping[str, Array]
         feed: one batch; None where there is none.
     """
     results = make_results(state)
+    assert results.deploy is not None
     contents = (results.deploy, results.fake_quant, format_quant_json(results.deploy.proto, state.plan))
     write_verified(state, dict(zip(SAVED_FILES, contents, strict=True)), target, expected, feed)
