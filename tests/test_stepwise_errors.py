@@ -162,6 +162,14 @@ def test_save_model_wants_what_quantize_model_wrote(files):
         amct.save_model(files.modified, files.record, files.save_path)
 
 
+def test_a_model_that_observes_is_not_the_float_one(files):
+    quantized(files)
+    with pytest.raises(amct.ModelError, match=r"modified\.onnx: is a model to calibrate with .* give the float model"):
+        amct.quantize_model(files.config, files.modified, str(files.folder / "more.onnx"), files.record)
+    with pytest.raises(amct.ModelError, match="give the float model"):
+        amct.create_quant_config(files.config, files.modified)
+
+
 def test_files_that_were_moved_are_named(files):
     quantized(files)
     moved = files.folder / "moved"
