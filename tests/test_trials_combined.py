@@ -5,10 +5,12 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from caffe_files import layer, net, written
 from graphs import model, run, sqnr
 
 from amct_onnx.auto_calibration.single_layers import layer_pairs
 from amct_onnx.config import LayerConfig, QuantConfig, TensorConfig
+from amct_onnx.formats.model_file import read_model
 from amct_onnx.kernels.adaround import AdaRound
 from amct_onnx.kernels.dmq import Dmq
 from amct_onnx.kernels.nuq import Nuq
@@ -115,4 +117,30 @@ def test_every_layer_by_itself_is_near_its_float_one(made):
     mix = Mix()
     for pairs in layer_pairs(made.trials.state(mix), made.trials.model(mix), made.found.feeds):
         assert set(pairs) == set(made.trials.layers)
+        assert all(sqnr(ours, theirs) > 20 for ours, theirs in pairs.values())
+
+
+def test_a_caffe_model(tmp_path, one_thread):
+    text = net(
+        {"data": (2, 3, 8, 8)},
+        layer("Convolution", "convolution_param { num_output: 8 kernel_size: 3 pad: 1 }", "data", "c", "conv"),
+        layer("BatchNorm", "", "c", "c", "norm"),
+        layer("Pooling", "pooling_param { pool: AVE kernel_size: 8 }", "c", "p", "pool"),
+        layer("InnerProduct", "inner_product_param { num_output: 5 }", "p", "y", "fc"),
+    )
+    weights = {
+        "conv": [normal(8, 3, 3, 3), normal(8)],
+        "norm": [normal(8), normal(8) ** 2 + 1, np.array([2.0], np.float32)],
+        "fc": [normal(5, 8), normal(5)],
+    }
+    pair, feeds = written(tmp_path, text, weights), [{"data": normal(2, 3, 8, 8)} for _ in range(2)]
+    trials = Trials(calibrated(read_model(pair), QuantConfig(), feeds, show=Progress(False)))
+    same = quantize_onnx(pair, QuantConfig(), calibration=feeds)
+    assert trials.model(Mix()).whole() == same.fake_quant_model
+    assert trials.layers == ("conv", "pool", "fc")
+    expected = run(read_model(pair).whole(), feeds[0])
+    for name in trials.layers:
+        found = run(trials.model(Mix(float_layers=frozenset([name]))).whole(), feeds[0])
+        assert all(sqnr(expected[output], found[output]) > 20 for output in expected), name
+    for pairs in layer_pairs(trials.state(Mix()), trials.model(Mix()), feeds):
         assert all(sqnr(ours, theirs) > 20 for ours, theirs in pairs.values())
