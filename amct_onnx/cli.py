@@ -45,6 +45,10 @@ _WRITTEN = ("json", "html", "save")
 """Options that name files."""
 
 
+_INTERRUPTED = 130
+"""Exit status after Ctrl-C, as shells have it."""
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status: 0 done, 1 an error that is explained, 2 wrong usage.
 
@@ -64,6 +68,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return status
     except AmctError as error:
         print(f"amct_onnx: {error}", file=sys.stderr)
+    except KeyboardInterrupt:
+        print("amct_onnx: interrupted; files that were not written yet are not written", file=sys.stderr)
+        return _INTERRUPTED
     except OSError as error:  # standard output is full, or nobody reads it any more
         print(f"amct_onnx: the output cannot be written: {error.strerror or error}", file=sys.stderr)
         if isinstance(sys.stdout, io.TextIOWrapper):  # what is left in it is not tried again at exit
@@ -267,6 +274,9 @@ def _calibration_by_evaluator(options: argparse.Namespace) -> None:
     names = ("data", "data_dir", "data_types", "input_shape", "format")
     if given := [f"--{name}" for name in names if getattr(options, name) is not None]:
         raise ConfigError(f"--evaluator excludes {', '.join(given)}")
+    if options.weights is not None:
+        raise ConfigError("--evaluator runs an .onnx model; make one of the Caffe model with `amct_onnx convert-caffe`")
+    _require_batch_num(options)
     if options.calibration_config is not None and options.batch_num is not None:
         _log.warning("--batch_num is not used: the number of batches stands in %s", options.calibration_config)
     found = run_evaluator(
@@ -274,7 +284,7 @@ def _calibration_by_evaluator(options: argparse.Namespace) -> None:
         options.evaluator,
         options.save_path,
         config=options.calibration_config,
-        batch_num=options.batch_num or 1,
+        batch_num=options.batch_num if options.batch_num is not None else 1,
         strategy=options.strategy,
     )
     if not isinstance(found, AutoCalibrationResult):
@@ -292,7 +302,7 @@ def _show_result(result: QuantizeResult, options: argparse.Namespace, title: str
 
     quant_json = None
     if isinstance(result.deploy_model, Path):  # a strategy may leave nothing for Ascend
-        quant_json = _quant_json(options)
+        quant_json = result.deploy_model.parent / _quant_json(options).name
         write_files({quant_json: format_quant_json(read_without_data(result.deploy_model), result.plan)})
 
     _show(error_table(result.output_errors, title))
@@ -467,10 +477,14 @@ def _require_distinct(options: argparse.Namespace) -> None:
         taken.add(path)
 
 
-def _data_source(options: argparse.Namespace) -> tuple[CalibrationSource, int | None]:
-    """The data that the options name, and how many batches to take: AMCT's form takes 1 unless told otherwise."""
+def _require_batch_num(options: argparse.Namespace) -> None:
     if options.batch_num is not None and options.batch_num < 1:
         raise ConfigError(f"--batch_num must be at least 1, found {options.batch_num}")
+
+
+def _data_source(options: argparse.Namespace) -> tuple[CalibrationSource, int | None]:
+    """The data that the options name, and how many batches to take: AMCT's form takes 1 unless told otherwise."""
+    _require_batch_num(options)
     three = {"--data_dir": options.data_dir, "--data_types": options.data_types, "--input_shape": options.input_shape}
     if options.data is not None:
         if given := [name for name, value in three.items() if value is not None]:
@@ -495,6 +509,9 @@ def _raw_source(options: argparse.Namespace) -> CalibrationSource:
     for name in types:
         if name not in _DTYPES:
             raise DataError(f"--data_types: {name!r} is not one of {', '.join(_DTYPES)}")
+    names = [name for name, _ in shapes]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise ConfigError(f"--input_shape names the input {twice[0]!r} twice")
     specs = [
         InputSpec(name=name, dtype=np.dtype(dtype), shape=shape)
         for (name, shape), dtype in zip(shapes, types, strict=True)

@@ -100,7 +100,7 @@ class Trials:
             base = self._found.state
             nodes = {node.name: node for node in base.graph.nodes}
             plans: dict[str, LayerPlan] = {}
-            narrow = {**base.left_float, **{tensor.key: "it is no layer" for tensor in base.plan.tensors}}
+            narrow = dict(base.left_float)
             for layer in base.layers():
                 plans[layer.name] = layer
                 reason = why_not_16_bits(nodes[layer.name])
@@ -112,7 +112,7 @@ class Trials:
                     plans[layer.name] = replace(layer, activation=replace(layer.activation, num_bits=16))
             state = replace(
                 base,
-                plan=replace(base.plan, layers=plans),
+                plan=replace(base.plan, layers=plans, tensors=()),  # these keep the scales that they have
                 activations={},
                 weights=dict(base.weights),
                 left_float=narrow,
