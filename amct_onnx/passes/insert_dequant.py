@@ -38,6 +38,7 @@ def _run(state: QuantState) -> None:
             after=last,
         )
         take_over_output(graph, last, dequant, own_name=unique_name(f"{layer.name}_output0", names))
+        node.outputs[0].dtype = node.outputs[0].shape = None  # also in front of a bias Add it gives integers now
         if bias is not None:
             holder, index = bias
             values = constant_input(holder, index)
