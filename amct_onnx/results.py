@@ -255,9 +255,10 @@ def _state_fields(state: QuantState, layer: str) -> dict[str, Any]:
 
 
 def json_layers(plan: QuantPlan) -> dict[str, tuple[bool, LayerConfig]]:
-    """Every layer that can be quantized: whether it is, and how it is or would be."""
-    both = [(True, layer) for layer in plan.layers.values()] + [(False, layer) for layer in plan.disabled.values()]
-    return {layer.name: (enabled, _config_of(layer)) for enabled, layer in both}
+    """Every layer that can be quantized: whether it was to be, and how it is or would be."""
+    wanted = {**plan.layers, **plan.unfit}
+    found = {layer.name: (True, _config_of(layer)) for layer in wanted.values()}
+    return found | {layer.name: (False, _config_of(layer)) for layer in plan.disabled.values()}
 
 
 def _config_of(layer: LayerPlan) -> LayerConfig:

@@ -1,11 +1,13 @@
 """insert AscendDequant: one behind every layer, with its scales as words, and the bias as int32 on the same scale."""
 
 import numpy as np
+import onnx
 import pytest
 from graphs import calibrated, initializers, model, nodes_as_text
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from amct_onnx import quantize_onnx
 from amct_onnx.config import QuantConfig
 from amct_onnx.passes.insert_dequant import INSERT_DEQUANT, terms_of
 from amct_onnx.passes.insert_quant import INSERT_QUANT
@@ -92,6 +94,20 @@ def test_the_bias_of_a_product_is_added_before():
         "[mm.dequant] mm.dequant.output0 = AscendDequant<dtype=0>(u, uint64[1])",
         "[relu] y = Relu(mm.dequant.output0)",
     ]
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_what_the_model_says_of_the_product_in_front_of_its_bias_is_forgotten(dtype):
+    kind = "float16" if dtype is np.float16 else "float"
+    text = f"g ({kind}[2, 4] x) => ({kind}[2, 3] y) {{ [mm] t = MatMul(x, w) [add] u = Add(t, b) [r] y = Relu(u) }}"
+    source = onnx.shape_inference.infer_shapes(
+        model(text, {"w": normal(4, 3, dtype=dtype), "b": normal(3, dtype=dtype)})
+    )
+    assert {value.name for value in source.graph.value_info} == {"t", "u"}
+    _, result = inserted(source, {"mm": (0.1, 5)})
+    assert list(result.graph.value_info) == []
+    made = quantize_onnx(source, calibration=[{"x": normal(2, 4, dtype=dtype)}], qdq=True)  # runs every form
+    assert list(made.plan.layers) == ["mm"]
 
 
 def test_an_output_of_the_model_keeps_its_name():

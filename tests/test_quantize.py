@@ -346,6 +346,20 @@ def test_so_it_does_for_every_kind_of_layer(name):
     assert models_of(again) == models_of(first)
 
 
+def test_a_layer_that_turned_out_to_stay_float_is_asked_for_again():
+    source = network()
+    next(t for t in source.graph.initializer if t.name == "b1").CopyFrom(
+        onnx.numpy_helper.from_array(np.full(3, 1e9, np.float32), "b1")
+    )
+    options = {"wide_fusion": True, "calibration": [{"x": IMAGES}]}
+    first = quantize_onnx(source, {"common_config": {"arq_quantize": {"channel_wise": False}}}, **options)
+    assert "bias leaves int32" in first.plan.skipped["conv1"]
+    assert json.loads(first.config)["conv1"]["quant_enable"] is True
+    again = quantize_onnx(source, json.loads(first.config), **options)
+    assert everything(again) == everything(first)
+    assert again.plan.skipped == first.plan.skipped
+
+
 def test_a_layer_called_like_a_setting_is_refused_before_anything_is_computed(tmp_path):
     def no_data():
         raise AssertionError("the data were read")

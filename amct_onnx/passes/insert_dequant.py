@@ -46,6 +46,7 @@ def _run(state: QuantState) -> None:
             after=last,
         )
         take_over_output(graph, last, dequant, own_name=unique_name(f"{layer.name}_output0", names))
+        node.outputs[0].dtype = node.outputs[0].shape = None  # also in front of a bias Add it gives integers now
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

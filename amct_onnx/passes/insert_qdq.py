@@ -51,25 +51,30 @@ _OWN_DOMAIN = "com.microsoft"
 
 
 def _run(state: QuantState) -> None:
-    nodes = {node.name: node for node in state.graph.nodes}
     insertion = _Insertion(graph=state.graph, tensors=state.graph.tensor_names(), nodes=state.graph.node_names())
-    for layer in state.layers():
-        node = nodes[layer.name]
-        last = last_node(state.graph, node)
-        is_half = has_weight(node) and np.dtype(node.inputs[1].dtype) == np.float16
-        _quantize_input(insertion, node, 0, state.activations[layer.name], is_half=is_half)
-        if is_product(node):
-            _quantize_input(insertion, node, 1, state.weights[layer.name], is_half=False)
-        if is_recurrent(node):
-            _quantize_input(insertion, node, INITIAL_H, state.hidden[layer.name], is_half=False)
-        if has_weight(node):
-            _quantize_bias(insertion, state, node)
-        for index in weight_indices(node):
-            _quantize_weight(insertion, state, node, index)
-        if is_half:
-            _give_half(insertion, node, last)
-    for tensor in state.tensors():
-        _quantize_input(insertion, nodes[tensor.node], tensor.index, state.activations[tensor.key], is_half=False)
+    layers = {layer.name for layer in state.layers()}
+    for node in list(state.graph.nodes):  # in their order: a pair that several nodes read stands before the first
+        if node.name in layers:
+            _quantize_layer(insertion, state, node)
+        for tensor in state.tensors():
+            if tensor.node == node.name:
+                _quantize_input(insertion, node, tensor.index, state.activations[tensor.key], is_half=False)
+
+
+def _quantize_layer(insertion: _Insertion, state: QuantState, node: Node) -> None:
+    last = last_node(state.graph, node)
+    is_half = has_weight(node) and np.dtype(node.inputs[1].dtype) == np.float16
+    _quantize_input(insertion, node, 0, state.activations[node.name], is_half=is_half)
+    if is_product(node):
+        _quantize_input(insertion, node, 1, state.weights[node.name], is_half=False)
+    if is_recurrent(node):
+        _quantize_input(insertion, node, INITIAL_H, state.hidden[node.name], is_half=False)
+    if has_weight(node):
+        _quantize_bias(insertion, state, node)
+    for index in weight_indices(node):
+        _quantize_weight(insertion, state, node, index)
+    if is_half:
+        _give_half(insertion, node, last)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

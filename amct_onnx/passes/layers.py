@@ -228,6 +228,8 @@ def _why_not_conv(node: Node) -> str | None:
         return f"a {axes}-D convolution; Ascend takes 1-D, 2-D and 3-D ones"
     if axes == 3 and node.attrs.get("dilations", [1])[0] != 1:
         return "a 3-D convolution with dilation in depth, which Ascend does not quantize"
+    if axes == 3 and (auto := node.attrs.get("auto_pad", "NOTSET")) not in ("NOTSET", "VALID"):
+        return f"a 3-D convolution with auto_pad {auto}, which Ascend does not take; it takes pads as numbers"
     return None
 
 

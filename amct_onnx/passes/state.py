@@ -79,8 +79,9 @@ class QuantPlan:
     layers: what is quantized, in the order of the graph.
     tensors: single inputs of other nodes that are quantized.
     disabled: what could be quantized and was switched off by the user, in the order of the graph.
+    unfit: what was planned and turned out not to be quantizable on the data, in the order of the graph.
     folded: nodes that were folded into another one, which computes what they did -> that one.
-    skipped: every other node and the disabled ones -> the reason, a sentence that a user can read.
+    skipped: every other node, the disabled and the unfit ones -> the reason, a sentence that a user can read.
     notes: layer -> what was decided otherwise than asked, one sentence each.
     batch_num: calibration batches to use; None for all.
     do_fusion, wide_fusion, skip_fusion: where BatchNormalization is folded.
@@ -98,6 +99,7 @@ class QuantPlan:
     layers: Mapping[str, LayerPlan] = field(default_factory=dict)
     tensors: tuple[TensorPlan, ...] = ()
     disabled: Mapping[str, LayerPlan] = field(default_factory=dict)
+    unfit: Mapping[str, LayerPlan] = field(default_factory=dict)
     folded: Mapping[str, str] = field(default_factory=dict)
     skipped: Mapping[str, str] = field(default_factory=dict)
     notes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
