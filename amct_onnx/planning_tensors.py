@@ -9,7 +9,8 @@ from onnx import TensorProto
 
 from amct_onnx.config import QuantConfig, TensorConfig
 from amct_onnx.errors import ConfigError, located
-from amct_onnx.kernels.quant_params import QuantParams
+from amct_onnx.kernels.hfmg import Hfmg
+from amct_onnx.kernels.ifmr import Ifmr
 from amct_onnx.passes.graph import Node, Tensor, has_input, is_constant, is_standard, nodes_of, producer
 from amct_onnx.passes.layers import bias_add, last_node
 from amct_onnx.passes.shapes import TensorType
@@ -70,7 +71,7 @@ def _joint(
         if sources[0] is None or sources[1] is None:
             continue
         observed = sources[0].activation
-        assert not isinstance(observed, QuantParams), "nothing is given where there is a configuration"
+        assert isinstance(observed, (Ifmr, Hfmg)), "a configuration of AMCT gives nothing else"
         activation = replace(observed, num_bits=8)
         plans = [TensorPlan(node=add.name, index=index, activation=activation, joint=True) for index in (0, 1)]
         if not any(why_not_tensor(add, p.index, {}, types) or p.key in nodes for p in plans):
