@@ -71,6 +71,11 @@ class HfmgObserver:
         self._asymmetric = asymmetric
         self._histogram: _Histogram | None = None
 
+    @property
+    def largest(self) -> float:
+        """The largest magnitude that was seen, 0 where there was none."""
+        return 0.0 if self._histogram is None else max(-self._histogram.low, self._histogram.high, 0.0)
+
     def update(self, array: ArrayLike) -> None:
         """Take in one batch of any shape; fp16 and float64 are converted to float32."""
         with np.errstate(over="ignore"):  # a float64 beyond float32 becomes an infinity, and is noted as such below

@@ -101,6 +101,12 @@ class IfmrObserver:
         """False once a NaN or an infinity was seen; these values count for nothing else."""
         return self._histogram.finite
 
+    @property
+    def largest(self) -> float:
+        """The largest magnitude that was seen, 0 where there was none."""
+        sides = self._histogram.positive, self._histogram.negative
+        return max(float(side.kth_largest(1)) for side in sides)
+
     def update(self, array: ArrayLike) -> None:
         """Take in one batch of any shape; fp16 and float64 are converted to float32."""
         self._histogram.add(array)

@@ -18,7 +18,7 @@ import numpy as np
 from amct_onnx.kernels import hfmg, ifmr
 from amct_onnx.kernels.hfmg import Hfmg, HfmgObserver
 from amct_onnx.kernels.ifmr import Ifmr, IfmrObserver
-from amct_onnx.kernels.quant_params import QuantParams, round_to_fp16
+from amct_onnx.kernels.quant_params import FLT_EPS, QuantParams, round_to_fp16
 from amct_onnx.passes.calibration import CalibrationRun, Sizes, why_unusable
 from amct_onnx.passes.invariants import ACTIVATIONS_KNOWN, PLANNED, STANDARD_ONLY, WEIGHTS_KNOWN
 from amct_onnx.passes.layers import is_product
@@ -145,7 +145,18 @@ def scales_of(served: Sequence[Served], joint: Iterable[tuple[str, ...]], *, fp1
 def _search(served: Served) -> QuantParams | str:
     """What was found, or why nothing can be."""
     watch, observer, _ = served
-    return why_unusable(watch) or observer.params()
+    return why_unusable(watch) or _params(observer)
+
+
+def _params(observer: RangeObserver) -> QuantParams | str:
+    """What was found, or why the chip has no scale for it. A tensor that is always zero has any scale, 1."""
+    found, largest = observer.params(), observer.largest
+    if found.scale > 1 / FLT_EPS:
+        return f"its input reaches {largest:.3g} on the calibration data, and the largest scale of the chip is 2^23"
+    if 0 < largest < float(found.scale) / 2:
+        seen = f"its input is at most {largest:.3g} in magnitude on the calibration data"
+        return f"{seen}, and the smallest scale of the chip is 2^-23: every value would be taken for zero"
+    return found
 
 
 def _join(scales: Scales, served: Iterable[Served], joint: Iterable[tuple[str, ...]], fp16: bool) -> None:
@@ -160,7 +171,7 @@ def _join(scales: Scales, served: Iterable[Served], joint: Iterable[tuple[str, .
         merged: Any = deepcopy(first)  # a layer may have it too
         if second is not first:
             merged.merge(second)
-        _conclude(scales, [(key, False) for key in keys], merged.params(), fp16)
+        _conclude(scales, [(key, False) for key in keys], _params(merged), fp16)
 
 
 def _conclude(scales: Scales, places: Iterable[Place], found: QuantParams | str, fp16: bool) -> None:
