@@ -19,7 +19,7 @@ from amct_onnx.kernels import hfmg, ifmr
 from amct_onnx.kernels.channel_means import MeansObserver
 from amct_onnx.kernels.hfmg import Hfmg, HfmgObserver
 from amct_onnx.kernels.ifmr import Ifmr, IfmrObserver
-from amct_onnx.kernels.quant_params import QuantParams, round_to_fp16
+from amct_onnx.kernels.quant_params import FLT_EPS, QuantParams, round_to_fp16
 from amct_onnx.kernels.strategy import TensorStrategy
 from amct_onnx.passes.calibration import CalibrationRun, Sizes, why_unusable
 from amct_onnx.passes.correct_biases import channel_axis
@@ -175,10 +175,16 @@ _SMALLEST = np.float32(2.0**-22)
 """The scale of activations that are all but zero: above what the chip takes, and a square of what fp16 holds."""
 
 
-def _usable(observer: RangeObserver) -> QuantParams:
-    """What an observer found, but for ranges so small that AMCT gives them the scale 1, which rounds all to zero."""
+def _usable(observer: RangeObserver) -> QuantParams | str:
+    """What an observer found, but for ranges so small that AMCT gives them the scale 1, which rounds all to zero.
+
+    Or why there is no scale: the chip takes none above 2^23.
+    """
     found = observer.params()
     low, high = observer.extent
+    if found.scale > 1 / FLT_EPS:
+        largest = max(-low, high)
+        return f"its input reaches {largest:.3g} on the calibration data, and the largest scale of the chip is 2^23"
     if found.scale != 1.0 or not 0 < max(-low, high) < 0.5:
         return found
     offset = np.clip(np.rint(found.q_min - low / _SMALLEST), found.q_min, found.q_max) if observer.asymmetric else 0
@@ -212,7 +218,7 @@ def _join(scales: Scales, served: Iterable[Served], joint: Iterable[tuple[str, .
         merged: Any = deepcopy(first)  # a layer may have it too
         if second is not first:
             merged.merge(second)
-        _conclude(scales, [(key, False) for key in keys], merged.params(), fp16)
+        _conclude(scales, [(key, False) for key in keys], _usable(merged), fp16)
 
 
 def _conclude(scales: Scales, places: Iterable[Place], found: QuantParams | str, fp16: bool) -> None:
