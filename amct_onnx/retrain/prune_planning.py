@@ -1,5 +1,4 @@
-"""From what the user asks for to one decision per layer that becomes sparse, and a sentence for every layer that does
-not.
+"""From what the user asks for to one decision per layer that becomes sparse; a sentence for every layer that does not.
 
 What an override does not say comes from the next wider block: layer, then type, then everywhere. A layer that any skip
 list names, by itself or by its type, stays as it is, also where an override names it.
