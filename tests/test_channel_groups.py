@@ -1,6 +1,7 @@
 """Channels leave a graph together with all that reads or carries them, and what is left computes the same."""
 
 import numpy as np
+import onnx
 import pytest
 from graphs import model, run
 
@@ -216,6 +217,49 @@ def test_a_reshape_into_a_row(target):
         {**drawn(w_in=(8, 3, 3, 3), w=(128, 5)), "target": np.array(target)},
     )
     assert half_gone(m, X)[0] == {("a",): 4}
+
+
+def test_a_reshape_drops_axes_of_one_before_the_channels():
+    m = model(
+        """g (float[N, 3, 8, 8] x) => (float[N, 5] y) {
+          [a] f = Conv (x, w_in)
+          p = ReduceMean <axes=[2, 3], keepdims=1> (f)
+          q = Transpose <perm=[0,2,3,1]> (p)
+          r = Reshape (q, target)
+          [fc] y = MatMul (r, w)
+        }""",
+        {**drawn(w_in=(8, 3, 3, 3), w=(8, 5)), "target": np.array([-1, 8])},
+    )
+    assert half_gone(m, X)[0] == {("a",): 4}
+
+
+@pytest.mark.parametrize("columns", [-1, 128])
+def test_a_reshape_into_a_row_of_a_batch_of_any_size(columns):
+    m = model(
+        """g (float[N, 3, 8, 8] x) => (float[N, 5] y) {
+          [a] f = Conv <strides=[2,2], pads=[1,1,1,1]> (x, w_in)
+          s = Shape (f)
+          t = Cast <to=6> (s)
+          u = Slice (t, zero, one, zero)
+          v = Cast <to=7> (u)
+          target = Concat <axis=0> (v, columns)
+          p = Reshape (f, target)
+          [fc] y = MatMul (p, w)
+        }""",
+        {
+            **drawn(w_in=(8, 3, 3, 3), w=(128, 5)),
+            "zero": np.array([0]),
+            "one": np.array([1]),
+            "columns": np.array([columns]),
+        },
+    )
+    assert half_gone(m, X)[0] == {("a",): 4}
+
+
+def test_sizes_that_the_exporter_noted_are_forgotten():
+    noted = onnx.shape_inference.infer_shapes(ALONG["relu"])
+    assert len(noted.graph.value_info) == 2
+    assert half_gone(noted, X)[0] == {("a",): 4}
 
 
 def test_a_feed_forward_block_of_a_transformer():

@@ -96,6 +96,9 @@ class ChannelMap:
     def remove(self, removed: Collection[int]) -> None:
         """Take classes out of the graph, in place: initializers, attributes and shapes."""
         kept = self._kept(removed)
+        for tensor in (tensor for node in self.graph.nodes for tensor in node.outputs):
+            if not self.graph.is_output(tensor):
+                tensor.dtype = tensor.shape = None  # sizes that the exporter noted do not hold any more
         for edit in self.edits:
             edit(kept)
         for (_, index), cuts in self._by_input().items():

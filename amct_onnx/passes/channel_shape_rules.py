@@ -152,30 +152,58 @@ def _flatten(walk: Walk, node: Node) -> None:
 
 
 def _reshape(walk: Walk, node: Node) -> None:
-    """What lies before the channels stays; the channels stay, or are joined with axes behind them."""
+    """What lies before the channels stays, but for axes of 1; the channels stay, or are joined with axes behind them."""
     given = _given(walk, node)
-    before, after = walk.shape(node.inputs[0]), walk.shape(node.outputs[0])
-    axis, count = given.axis, len(given.atoms)
-    if before is None or after is None or len(after) <= axis or not _same_front(before[:axis], after[:axis]):
+    before = walk.shape(node.inputs[0])
+    after = walk.shape(node.outputs[0]) or _joined_shape(node, given.axis, before)
+    place = None if before is None or after is None else _place(given, before, after)
+    wanted = None if place is None else _wanted_size(node, place[0])
+    if after is None or place is None or wanted is None:
         walk.fix_reads(node)
         return
-    joined, size, times = axis + 1, after[axis], 1
-    while joined < len(before) and size is not None and count * times < size and before[joined] is not None:
-        times, joined = times * (before[joined] or 1), joined + 1
-    wanted = _wanted_size(node, axis)
-    if size != count * times or wanted is None:
-        walk.fix_reads(node)
-        return
+    axis, times = place
     atoms = np.repeat(given.atoms, times)
-    if wanted > 0 or (wanted == 0 and times > 1):
+    if wanted > 0 or (wanted == 0 and place != (given.axis, 1)):
         walk.edits.append(lambda kept: _set_size(walk, node, axis, int(kept(atoms).sum())))
     walk.mark(node.outputs[0], Channels(axis=axis, rank=len(after), atoms=atoms))
 
 
+def _place(given: Channels, before: Sequence[int | None], after: Sequence[int | None]) -> tuple[int, int] | None:
+    """The axis that holds the channels afterwards, and how many places each has on it."""
+    for axis, size in enumerate(after):
+        if size is None or size == 1 or not _same_front(before[: given.axis], after[:axis]):
+            continue
+        times = 1
+        for joined in before[given.axis + 1 :]:
+            if len(given.atoms) * times >= size or joined is None:
+                break
+            times *= joined
+        if size == len(given.atoms) * times:
+            return axis, times
+    return None
+
+
 def _same_front(before: Sequence[int | None], after: Sequence[int | None]) -> bool:
-    """Whether the axes before the channels are untouched: at most the batch is not known."""
-    unknown = [i for i, (a, b) in enumerate(zip(before, after, strict=True)) if a is None or b is None]
-    return unknown in ([], [0]) and all(a == b for a, b in zip(before, after, strict=True) if None not in (a, b))
+    """Whether two beginnings of shapes are the same but for axes of 1; at most the batch is not known."""
+    first, second = ([size for size in sizes if size != 1] for sizes in (before, after))
+    return first == second and None not in first[1:]
+
+
+def _joined(node: Node) -> Node | None:
+    """The Concat of single numbers that computes the shape which Reshape asks for; None where there is no such."""
+    joined = producer(node.inputs[1]) if has_input(node, 1) else None
+    if joined is None or joined.op != "Concat" or len(joined.outputs[0].outputs) != 1:
+        return None
+    sizes = [constant(tensor) for tensor in joined.inputs]
+    return joined if all(size is None or size.size == 1 for size in sizes) else None
+
+
+def _joined_shape(node: Node, axis: int, before: tuple[int | None, ...] | None) -> tuple[int | None, ...] | None:
+    """The shape that such a Concat asks for, which leaves all axes behind the channels to the last one."""
+    joined = _joined(node)
+    if joined is None or before is None or len(joined.inputs) != axis + 1 or None in before[axis:]:
+        return None
+    return (*before[:axis], int(np.prod([size or 0 for size in before[axis:]], dtype=np.int64)))
 
 
 def _wanted_size(node: Node, axis: int) -> int | None:
@@ -185,18 +213,17 @@ def _wanted_size(node: Node, axis: int) -> int | None:
     sizes = _integers(node, 1, "shape")
     if sizes is not None:
         return sizes[axis]
-    joined = producer(node.inputs[1]) if has_input(node, 1) else None
-    if joined is None or joined.op != "Concat" or len(joined.inputs) <= axis:
-        return None
-    parts = [constant(tensor) for tensor in joined.inputs]
-    part = parts[axis]
-    if part is None or part.size != 1 or any(other is not None and other.size != 1 for other in parts):
-        return None
-    return -1 if int(part.ravel()[0]) == -1 else None
+    joined = _joined(node)
+    size = None if joined is None or len(joined.inputs) <= axis else constant(joined.inputs[axis])
+    return None if size is None else int(size.ravel()[0])
 
 
 def _set_size(walk: Walk, node: Node, axis: int, size: int) -> None:
-    sizes = _integers(node, 1, "shape")
+    sizes, joined = _integers(node, 1, "shape"), _joined(node)
+    if joined is not None:
+        name = unique_name(f"{joined.name}.{axis}", walk.graph.tensor_names())
+        set_input(joined, axis, walk.graph.new_constant(name, np.array([size], np.int64)))
+        return
     assert sizes is not None, "checked when the node was visited"
     sizes[axis] = size
     if has_input(node, 1):
@@ -285,18 +312,31 @@ def _set_resized(walk: Walk, node: Node, sizes: Array, given: Channels, kept: Ke
 
 def _shape(walk: Walk, node: Node) -> None:
     """Sizes of other axes may be asked for; who asks for that of the channels needs all of them."""
-    given = _given(walk, node)
-    for user in node.outputs[0].outputs:
-        wanted = constant_input(user, 1) if user.op == "Gather" else None
-        if wanted is None or user.inputs[0] is not node.outputs[0] or _asks(wanted, given) or node.attrs:
-            walk.fix_reads(node)
-            return
-    if walk.graph.is_output(node.outputs[0]):
+    if node.attrs or _asks(walk, node.outputs[0], _given(walk, node)):
         walk.fix_reads(node)
 
 
-def _asks(indices: Array, given: Channels) -> bool:
-    return any(int(index) % given.rank == given.axis for index in indices.ravel())
+def _asks(walk: Walk, sizes: Tensor, given: Channels) -> bool:
+    """Whether anything that reads the sizes looks at more than those of other axes."""
+    if walk.graph.is_output(sizes):
+        return True
+    for user in sizes.outputs:
+        if user.op == "Cast":
+            if _asks(walk, user.outputs[0], given):
+                return True
+            continue
+        first, second = constant_input(user, 1), constant_input(user, 2)
+        if user.op == "Gather" and first is not None and user.inputs[0] is sizes:
+            places = [int(index) % given.rank for index in first.ravel()]
+        elif user.op == "Slice" and first is not None and second is not None and not _is_computed(user, 4):
+            steps = constant_input(user, 4)
+            step = 1 if steps is None else int(steps[0])
+            places = list(range(given.rank))[slice(int(first[0]), int(second[0]), step)]
+        else:
+            return True
+        if given.axis in places:
+            return True
+    return False
 
 
 SHAPE_RULES: Mapping[str, Rule] = {

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import onnx
 
 from amct_onnx.convert import run_once
+from amct_onnx.data import CalibrationSource
 from amct_onnx.errors import ModelError, RecordError
 from amct_onnx.formats.prune_record import PrunedGroup, PrunedLayer
 from amct_onnx.kernels.sparsity import pruned_count
@@ -132,10 +133,16 @@ def rows(channels: ChannelMap, wishes: Mapping[str, FilterPrune], removed: Atoms
     )
 
 
-def take_away(channels: ChannelMap, removed: Sequence[int] | Atoms) -> None:
+def take_away(channels: ChannelMap, removed: Atoms, data: CalibrationSource | None = None) -> None:
     """Take channels out of the graph, in place.
 
+    Args:
+        channels: of the graph.
+        removed: numbers of channels.
+        data: whose first batch both are run on; None for random numbers.
+
     Raises:
+        DataError: the data do not fit the model.
         ModelError: onnxruntime does not run what is left, or it does not compute what the whole model does where
             nothing reads the removed channels.
     """
@@ -146,7 +153,7 @@ def take_away(channels: ChannelMap, removed: Sequence[int] | Atoms) -> None:
         whole = _owned(channels.graph.to_light())
     channels.remove(gone)
     pruned = channels.graph.to_light()
-    feed, expected = run_once(open_session(whole, "the model with channels at zero"), whole, None)
+    feed, expected = run_once(open_session(whole, "the model with channels at zero"), whole, data)
     names = [name for group in channels.groups if np.isin(group.classes, list(gone)).any() for name in group.names]
     advice = f"list in regular_prune_skip_layers what is to stay; channels were taken from {', '.join(names[:20])}"
     try:

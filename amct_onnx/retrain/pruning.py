@@ -51,7 +51,11 @@ class PruneResult:
 
 
 def create_prune_retrain_model(
-    model: Model, config_defination: RetrainSource, record_file: str | os.PathLike[str] | None = None
+    model: Model,
+    config_defination: RetrainSource,
+    record_file: str | os.PathLike[str] | None = None,
+    *,
+    data: CalibrationSource | None = None,
 ) -> CompressedModule:
     """An ONNX model as a torch module with fewer channels, or with two of every four weights at zero.
 
@@ -62,6 +66,7 @@ def create_prune_retrain_model(
         model: an .onnx file, or a model in memory, which stays untouched.
         config_defination: a .cfg file, a dict with its fields, or a configuration.
         record_file: the file to write down in what was taken away; None for none.
+        data: inputs whose first batch the smaller model is proven on; None for random numbers.
 
     Raises:
         ConfigError, ModelError, NotAvailableError, OutputError: each names what was found, where, and what is allowed.
@@ -75,7 +80,7 @@ def create_prune_retrain_model(
             )
         if not config.prunes:
             raise ConfigError("the configuration asks for no sparsity; prune_config says which")
-        return _created(model, config, record_file)
+        return _created(model, config, record_file, data)
 
 
 def restore_prune_retrain_model(
@@ -84,6 +89,8 @@ def restore_prune_retrain_model(
     config_defination: RetrainSource,
     pth_file: str | os.PathLike[str],
     state_dict_name: str | None = None,
+    *,
+    data: CalibrationSource | None = None,
 ) -> CompressedModule:
     """The module of `create_prune_retrain_model` with the channels that a record lists taken away, and a checkpoint.
 
@@ -94,6 +101,7 @@ def restore_prune_retrain_model(
         pth_file: written by `torch.save`: the `state_dict` of the module, also of DistributedDataParallel around it, or
             a dict that holds it.
         state_dict_name: the key that it has in that dict.
+        data: as of `create_prune_retrain_model`.
 
     Raises:
         RecordError: the record cannot be read, or does not fit the model.
@@ -104,7 +112,7 @@ def restore_prune_retrain_model(
     with _in_file(config_defination):
         if _quantizes(config) or not config.prunes:
             raise ConfigError("the configuration is not one that create_prune_retrain_model takes")
-    return _restored(model, config, config_defination, record_file, pth_file, state_dict_name)
+    return _restored(model, config, config_defination, record_file, pth_file, state_dict_name, data)
 
 
 def save_prune_retrain_model(
@@ -142,7 +150,11 @@ def save_prune_retrain_model(
 
 
 def create_compressed_retrain_model(
-    model: Model, config_defination: RetrainSource, record_file: str | os.PathLike[str] | None = None
+    model: Model,
+    config_defination: RetrainSource,
+    record_file: str | os.PathLike[str] | None = None,
+    *,
+    data: CalibrationSource | None = None,
 ) -> CompressedModule:
     """An ONNX model as a torch module that is sparse and trained quantized, as far as the configuration asks for each.
 
@@ -152,6 +164,7 @@ def create_compressed_retrain_model(
         model: an .onnx file, or a model in memory, which stays untouched.
         config_defination: a .cfg file, a dict with its fields, or a configuration.
         record_file: the file to write down in what was taken away; None for none.
+        data: inputs whose first batch the smaller model is proven on; None for random numbers.
 
     Raises:
         ConfigError, ModelError, NotAvailableError, OutputError: each names what was found, where, and what is allowed.
@@ -159,7 +172,7 @@ def create_compressed_retrain_model(
     config = load_retrain_config(config_defination)
     with _in_file(config_defination):
         _require_anything(config)
-        return _created(model, config, record_file)
+        return _created(model, config, record_file, data)
 
 
 def restore_compressed_retrain_model(
@@ -168,6 +181,8 @@ def restore_compressed_retrain_model(
     record_file: str | os.PathLike[str],
     pth_file: str | os.PathLike[str],
     state_dict_name: str | None = None,
+    *,
+    data: CalibrationSource | None = None,
 ) -> CompressedModule:
     """The module of `create_compressed_retrain_model` with the channels of a record taken away, and a checkpoint.
 
@@ -176,7 +191,7 @@ def restore_compressed_retrain_model(
     config = load_retrain_config(config_defination)
     with _in_file(config_defination):
         _require_anything(config)
-    return _restored(model, config, config_defination, record_file, pth_file, state_dict_name)
+    return _restored(model, config, config_defination, record_file, pth_file, state_dict_name, data)
 
 
 def save_compressed_retrain_model(
@@ -204,11 +219,18 @@ def save_compressed_retrain_model(
 
 
 def pruned_state(
-    model: Model, config: RetrainConfig, groups: Iterable[PrunedGroup] | None = None
+    model: Model,
+    config: RetrainConfig,
+    groups: Iterable[PrunedGroup] | None = None,
+    data: CalibrationSource | None = None,
 ) -> tuple[QuantState, Pruning]:
     """A prepared graph without the channels that the configuration, or a record, takes away; proven.
 
-    groups: of the record; None lets the norms decide.
+    Args:
+        model: stays untouched.
+        config: what is asked for.
+        groups: of a record; None lets the norms decide.
+        data: inputs whose first batch the proof runs on; None for random numbers.
     """
     state, _ = prepare(read_model(model))
     if not config.prunes:
@@ -223,7 +245,7 @@ def pruned_state(
         rows=rows(channels, plan.filters, removed),
         input_axes={name: input_axis(nodes[name]) for name in plan.selective},
     )
-    take_away(channels, removed)
+    take_away(channels, removed, data)
     return state, pruning
 
 
@@ -231,8 +253,13 @@ def _with_reasons(plan: PrunePlan, stays: Mapping[str, str]) -> PrunePlan:
     return replace(plan, skipped={**plan.skipped, **{name: f"its channels stay: {why}" for name, why in stays.items()}})
 
 
-def _created(model: Model, config: RetrainConfig, record_file: str | os.PathLike[str] | None) -> CompressedModule:
-    module = _module(*pruned_state(model, config), config)
+def _created(
+    model: Model,
+    config: RetrainConfig,
+    record_file: str | os.PathLike[str] | None,
+    data: CalibrationSource | None,
+) -> CompressedModule:
+    module = _module(*pruned_state(model, config, None, data), config)
     if record_file is not None:
         write_files({Path(record_file): format_prune_record(module.prune_record())})
     return module
@@ -245,10 +272,11 @@ def _restored(
     record_file: str | os.PathLike[str],
     pth_file: str | os.PathLike[str],
     state_dict_name: str | None,
+    data: CalibrationSource | None,
 ) -> CompressedModule:
     record = parse_prune_record(read_text(record_file, RecordError), str(record_file))
     with _in_file(source), located(str(record_file)):
-        module = _module(*pruned_state(model, config, record.groups), config)
+        module = _module(*pruned_state(model, config, record.groups, data), config)
     load_checkpoint(module, pth_file, state_dict_name)
     return module
 
