@@ -158,6 +158,23 @@ def test_a_residual_joins_its_producers():
     assert tuple(graph.nodes[1].inputs[1].shape) == (4, 4, 1, 1)
 
 
+def test_channels_that_a_shortcut_pads_on_stay():
+    m = chain(
+        "[b] p = Conv (f, w)",
+        "q = Slice (f, zero, four, one)",
+        "r = Pad (q, pads)",
+        "g = Add (p, r)",
+        w=(8, 8, 1, 1),
+        pads=np.array([0, 2, 0, 0, 0, 2, 0, 0]),
+        zero=np.array([0]),
+        four=np.array([4]),
+        one=np.array([1]),
+    )
+    lost, _, graph = half_gone(m, X)
+    assert lost == {("a", "b"): 6}  # of 12: four are of both, four of `a` alone, and four of `b` alone stay
+    assert tuple(graph.nodes[1].inputs[1].shape)[:2] == (5, 2)
+
+
 def test_a_skipped_producer_of_a_sum_keeps_the_other():
     m = chain("[b] p = Conv (f, w)", "g = Add (f, p)", w=(8, 8, 1, 1))
     assert half_gone(m, X, enabled={"a"})[0] == {}

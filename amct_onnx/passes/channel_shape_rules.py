@@ -152,7 +152,7 @@ def _flatten(walk: Walk, node: Node) -> None:
 
 
 def _reshape(walk: Walk, node: Node) -> None:
-    """What lies before the channels stays, but for axes of 1; the channels stay, or are joined with axes behind them."""
+    """What lies before the channels stays, but for axes of 1; these stay, or are joined with axes behind them."""
     given = _given(walk, node)
     before = walk.shape(node.inputs[0])
     after = walk.shape(node.outputs[0]) or _joined_shape(node, given.axis, before)
@@ -273,17 +273,19 @@ def _reduce(walk: Walk, node: Node) -> None:
 
 
 def _pad(walk: Walk, node: Node) -> None:
+    """Constants in front of the channels and behind them stay."""
     given, pads = _given(walk, node), _integers(node, 1, "pads")
     axes = _integers(node, 3, "axes")
     axes = list(range(given.rank)) if axes is None else [axis % given.rank for axis in axes]
-    if pads is None or _is_computed(node, 3) or _touches(given.axis, axes, pads):
+    if pads is None or _is_computed(node, 3):
         walk.fix_reads(node)
         return
-    walk.mark(node.outputs[0], given)
-
-
-def _touches(axis: int, axes: Sequence[int], pads: Sequence[int]) -> bool:
-    return axis in axes and any(pads[place] for place in (axes.index(axis), axes.index(axis) + len(axes)))
+    place = axes.index(given.axis) if given.axis in axes else None
+    around = (0, 0) if place is None else (pads[place], pads[place + len(axes)])
+    if min(around) < 0 or (any(around) and node.attrs.get("mode", "constant") != "constant"):
+        walk.fix_reads(node)
+        return
+    walk.mark(node.outputs[0], replace(given, atoms=np.pad(given.atoms, around, constant_values=FIXED)))
 
 
 def _resize(walk: Walk, node: Node) -> None:
