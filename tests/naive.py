@@ -307,3 +307,17 @@ def adaround_soft(layer: Any, parameters: Any, activation: Any, *, step: float) 
         unbiased = first / (1 - 0.9 ** (iteration + 1)), second / (1 - 0.999 ** (iteration + 1))
         alpha = alpha - step * unbiased[0] / (np.sqrt(unbiased[1]) + 1e-8)
     return np.vectorize(soft_rounding)(alpha)
+
+
+def selective_mask(weight, axis):
+    """2:4 sparsity one four after the other."""
+    mask = np.zeros(weight.shape, bool)
+    other = [range(size) for i, size in enumerate(weight.shape) if i != axis]
+    for place in itertools.product(*other):
+        for start in range(0, weight.shape[axis], 4):
+            four = range(start, min(start + 4, weight.shape[axis]))
+            spots = [(*place[:axis], i, *place[axis:]) for i in four]
+            size = {s: np.inf if np.isnan(weight[s]) else abs(float(weight[s])) for s in spots}
+            for spot in sorted(spots, key=lambda s: -size[s])[:2]:
+                mask[spot] = True
+    return mask
