@@ -122,8 +122,8 @@ def auto_channel_prune_search(
     costs = _Costs(channels, infer_types(state.graph, {k: v.shape for k, v in samples[0][0].items()}))
     search = _Search(channels, costs, _sensitivities(module, channels, samples, loss or _l1), wanted)
     for group in channels.groups:
-        if own := [name for name in group.names if name in asked.override_layer_configs]:
-            search.settle(group, wanted_count(group, dict.fromkeys(group.names, plan.filters[own[0]])))
+        if (own := _own_wish(group, plan.filters, asked)) is not None:
+            search.settle(group, wanted_count(group, dict.fromkeys(group.names, own)))
     search.run()
     found = _found(asked, plan.filters, search)
     text = format_prune_cfg(found)
@@ -158,6 +158,12 @@ def _asked(wanted: AutoPruneConfig) -> RetrainConfig:
                 "an override in an override_prune_cfg takes prune_config with filter_pruner, nothing else"
             )
     return replace(given, everywhere=block)
+
+
+def _own_wish(group: ChannelGroup, wishes: Mapping[str, FilterPrune], asked: RetrainConfig) -> FilterPrune | None:
+    """What an override of the user's says of a group; None where the search is free."""
+    own = [wishes[name] for name in group.names if wishes[name] is not asked.everywhere.prune]
+    return min(own, key=lambda wish: wish.prune_ratio, default=None)
 
 
 def _samples(
@@ -348,17 +354,16 @@ def _found(asked: RetrainConfig, wishes: Mapping[str, FilterPrune], search: _Sea
     """The configuration that takes away what the search found."""
     overrides = dict(asked.override_layer_configs)
     skipped = list(asked.prune_skip_layers)
-    listed = set()
+    listed: set[str] = set()
     for group, progress in zip(search.channels.groups, search.progress, strict=True):
-        for name in group.names:
-            listed.add(name)
-            if name in asked.override_layer_configs:
-                continue
-            if progress.count:
-                ratio = float(f"{progress.count / len(group.classes):.6g}")
-                wish = FilterPrune(prune_ratio=ratio, ascend_optimized=search.wanted.ascend_optimized)
-                overrides[name] = RetrainLayerConfig(prune=wish)
-            else:
-                skipped.append(name)
+        listed |= set(group.names)
+        wish = _own_wish(group, wishes, asked)
+        if wish is None and not progress.count:
+            skipped += group.names
+            continue
+        if wish is None:
+            ratio = float(f"{progress.count / len(group.classes):.6g}")
+            wish = FilterPrune(prune_ratio=ratio, ascend_optimized=search.wanted.ascend_optimized)
+        overrides |= {name: RetrainLayerConfig(prune=wish) for name in group.names}
     skipped += [name for name in wishes if name not in listed and name not in overrides]
     return replace(asked, override_layer_configs=overrides, prune_skip_layers=tuple(dict.fromkeys(skipped)))
