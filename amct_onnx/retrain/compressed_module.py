@@ -135,12 +135,6 @@ class CompressedModule(QuantRetrainModule):
         is_transposed = found.ndim == 2 and self.pruning.input_axes[layer] == 0
         return np.ascontiguousarray(found.T) if is_transposed else found
 
-    def set_mask(self, layer: str, mask: Mask) -> None:
-        """Let other weights of a layer stay."""
-        is_transposed = mask.ndim == 2 and self.pruning.input_axes[layer] == 0
-        values = torch.from_numpy(np.ascontiguousarray(mask.T if is_transposed else mask))
-        self._masks[self._masked_layers[layer]].mask.copy_(values)
-
     def prune_record(self) -> PruneRecord:
         """What the record file says of the sparsity."""
         return PruneRecord(
