@@ -15,8 +15,10 @@ torch = pytest.importorskip("torch")
 from amct_onnx import (  # noqa: E402
     create_compressed_retrain_model,
     create_prune_retrain_model,
+    create_quant_retrain_model,
     save_compressed_retrain_model,
     save_prune_retrain_model,
+    save_quant_retrain_model,
 )
 from real.inputs import IMAGENET_MEAN, IMAGENET_STD  # noqa: E402
 from real.networks import Array, network  # noqa: E402
@@ -79,15 +81,44 @@ def test_training_gives_back_accuracy(form: str, tmp_path: Path) -> None:
     result = save(module, tmp_path / "net", data=x[:64])
     print(f"{form}: {before:.1f} % without training, {after:.1f} % with; the network as it is: 91.7 %")
     assert after >= before
-    assert after > 84
+    assert after > 80
     assert onnx.load(result.fake_quant_model).graph.node
+
+
+QUANT = """
+retrain_data_quant_config: {
+    ulq_quantize: { clip_max_min: { clip_max: 6.0 clip_min: -6.0 } fixed_min: true dst_type: INT8 }
+}
+retrain_weight_quant_config: { arq_retrain: { channel_wise: true dst_type: INT8 } }
+skip_layers: "/conv1/Conv"
+skip_layer_types: "ConvTranspose2d"
+override_layer_types : {
+    layer_type: "Linear"
+    retrain_weight_quant_config: { arq_retrain: { channel_wise: false dst_type: INT8 } }
+}
+override_layer_configs : {
+    layer_name: "/layer1/layer1.0/conv1/Conv"
+    retrain_data_quant_config: { ulq_quantize: { clip_max_min: { clip_max: 3.0 clip_min: -3.0 } dst_type: INT8 } }
+}
+"""
+
+
+def test_the_example_of_quantization(tmp_path: Path) -> None:
+    path, (_, images, _) = network("resnet20-cifar10"), cifar10()
+    x = ((images[:64] / np.float32(255) - IMAGENET_MEAN) / IMAGENET_STD).transpose(0, 3, 1, 2).astype(np.float32)
+    (tmp_path / "quant.cfg").write_text(QUANT)
+    module = create_quant_retrain_model(tmp_path / "quant.cfg", path)
+    assert len(module.plan.layers) == 19
+    module(torch.from_numpy(x)).sum().backward()
+    result = save_quant_retrain_model(module, tmp_path / "net", data=x)
+    assert all(error.sqnr > 20 for error in result.output_errors.values())
 
 
 def _train(module: torch.nn.Module, x: Array, labels: Array) -> None:
     generator = torch.Generator().manual_seed(0)
     module.train()
     optimizer = torch.optim.SGD(module.parameters(), lr=0.005, momentum=0.9)
-    for _ in range(4):
+    for _ in range(3):
         for part in torch.randperm(len(x), generator=generator).split(64):
             y = module(torch.from_numpy(x[part.numpy()]))
             loss = torch.nn.functional.cross_entropy(y, torch.from_numpy(labels[part.numpy()]).long())
