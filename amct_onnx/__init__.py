@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from amct_onnx.kernels.hfmg import Hfmg as Hfmg
     from amct_onnx.kernels.ifmr import Ifmr as Ifmr
     from amct_onnx.kernels.nuq import Nuq as Nuq
+    from amct_onnx.kernels.strategy import TensorStrategy as TensorStrategy
     from amct_onnx.quantize import quantize_onnx as quantize_onnx
     from amct_onnx.report.compare import compare_models as compare_models
     from amct_onnx.results import QuantizeResult as QuantizeResult
@@ -60,6 +61,7 @@ if TYPE_CHECKING:
     from amct_onnx.stepwise.modified_model import quantize_preprocess as quantize_preprocess
     from amct_onnx.stepwise.save import save_model as save_model
     from amct_onnx.stepwise.session import calibration_session as calibration_session
+    from amct_onnx.strategy_config import StrategyConfig as StrategyConfig
 
 # Where each name lives. Loaded on first use: importing the package stays cheap.
 _HOMES = {
@@ -75,6 +77,7 @@ _HOMES = {
     "amct_onnx.kernels.hfmg": "Hfmg",
     "amct_onnx.kernels.ifmr": "Ifmr",
     "amct_onnx.kernels.nuq": "Nuq",
+    "amct_onnx.kernels.strategy": "TensorStrategy",
     "amct_onnx.errors": "AmctError ArgumentError ConfigError DataError EvaluatorError ModelError NotAvailableError "
     "OutputError PassError RecordError",
     "amct_onnx.quantize": "quantize_onnx",
@@ -86,6 +89,7 @@ _HOMES = {
     "amct_onnx.stepwise.modified_model": "quantize_model quantize_preprocess",
     "amct_onnx.stepwise.save": "save_model",
     "amct_onnx.stepwise.session": "calibration_session",
+    "amct_onnx.strategy_config": "StrategyConfig",
 }
 # Those that need an extra (`retrain`, `stepwise`): a star import must neither load it nor fail where it is missing.
 _HOMES_WITH_EXTRA = {

@@ -45,6 +45,10 @@ _WRITTEN = ("json", "html", "save")
 """Options that name files."""
 
 
+_INTERRUPTED = 130
+"""Exit status after Ctrl-C, as shells have it."""
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status: 0 done, 1 an error that is explained, 2 wrong usage.
 
@@ -64,6 +68,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return status
     except AmctError as error:
         print(f"amct_onnx: {error}", file=sys.stderr)
+    except KeyboardInterrupt:
+        print("amct_onnx: interrupted; files that were not written yet are not written", file=sys.stderr)
+        return _INTERRUPTED
     except OSError as error:  # standard output is full, or nobody reads it any more
         print(f"amct_onnx: the output cannot be written: {error.strerror or error}", file=sys.stderr)
         if isinstance(sys.stdout, io.TextIOWrapper):  # what is left in it is not tried again at exit
@@ -100,8 +107,11 @@ def _add_calibration(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", required=True, help="the float model, an .onnx file; or a .prototxt")
     _add_weights(parser)
     parser.add_argument("--save_path", required=True, help="directory and prefix of what is written, e.g. out/net")
-    parser.add_argument("--calibration_config", help="a .cfg or JSON file; without it the engine's own preset is used")
-    parser.add_argument("--batch_num", type=int, help="batches to use without --calibration_config")
+    parser.add_argument(
+        "--calibration_config",
+        help="a .cfg or JSON file of AMCT, or a strategy file of Vitis AI; without it the engine's own preset is used",
+    )
+    parser.add_argument("--batch_num", type=int, help="batches to use where --calibration_config says no number")
     parser.add_argument("--format", choices=["qdq"], help="also write <save_path>_qdq_model.onnx, which others read")
     _add_data(parser)
     evaluator = parser.add_argument_group("the user's own loop", "instead of calibration data")
@@ -229,7 +239,9 @@ def _add_completion(parser: argparse.ArgumentParser, commands: Any) -> None:
 
 
 def _calibration(options: argparse.Namespace) -> None:
+    from amct_onnx.formats.config_source import load_any_config
     from amct_onnx.quantize import quantize_onnx
+    from amct_onnx.strategy_config import StrategyConfig
 
     if options.evaluator is not None:
         return _calibration_by_evaluator(options)
@@ -237,13 +249,15 @@ def _calibration(options: argparse.Namespace) -> None:
         raise ConfigError("--strategy goes with --evaluator: it chooses layers by what an evaluator says of models")
     source, batch_num = _data_source(options)
     _quant_json(options)
-    if options.calibration_config is not None and options.batch_num is not None:
+    config = None if options.calibration_config is None else load_any_config(options.calibration_config)
+    says_number = config is not None and not isinstance(config, StrategyConfig)
+    if says_number and options.batch_num is not None:
         _log.warning("--batch_num is not used: the number of batches stands in %s", options.calibration_config)
-    takes_number = options.calibration_config is None and batch_num is not None
+    takes_number = not says_number and batch_num is not None
     given: dict[str, Any] = {"batch_num": batch_num} if takes_number else {}
     result = quantize_onnx(
         _with_weights(options.model, options),
-        options.calibration_config,
+        config,
         calibration=source,
         save_path=options.save_path,
         qdq=options.format == "qdq",
@@ -260,6 +274,9 @@ def _calibration_by_evaluator(options: argparse.Namespace) -> None:
     names = ("data", "data_dir", "data_types", "input_shape", "format")
     if given := [f"--{name}" for name in names if getattr(options, name) is not None]:
         raise ConfigError(f"--evaluator excludes {', '.join(given)}")
+    if options.weights is not None:
+        raise ConfigError("--evaluator runs an .onnx model; make one of the Caffe model with `amct_onnx convert-caffe`")
+    _require_batch_num(options)
     if options.calibration_config is not None and options.batch_num is not None:
         _log.warning("--batch_num is not used: the number of batches stands in %s", options.calibration_config)
     found = run_evaluator(
@@ -267,7 +284,7 @@ def _calibration_by_evaluator(options: argparse.Namespace) -> None:
         options.evaluator,
         options.save_path,
         config=options.calibration_config,
-        batch_num=options.batch_num or 1,
+        batch_num=options.batch_num if options.batch_num is not None else 1,
         strategy=options.strategy,
     )
     if not isinstance(found, AutoCalibrationResult):
@@ -283,13 +300,14 @@ def _show_result(result: QuantizeResult, options: argparse.Namespace, title: str
     from amct_onnx.report.tables import error_table
     from amct_onnx.stepwise.quant_json import format_quant_json
 
-    assert isinstance(result.deploy_model, Path)
-    quant_json = _quant_json(options)
-    write_files({quant_json: format_quant_json(read_without_data(result.deploy_model), result.plan)})
+    quant_json = None
+    if isinstance(result.deploy_model, Path):  # a strategy may leave nothing for Ascend
+        quant_json = result.deploy_model.parent / _quant_json(options).name
+        write_files({quant_json: format_quant_json(read_without_data(result.deploy_model), result.plan)})
 
     _show(error_table(result.output_errors, title))
     files = (result.deploy_model, result.fake_quant_model, result.qdq_model, result.record, result.config, quant_json)
-    for path in files:
+    for path in (*files, result.quant_info):
         if path is not None:
             print(path)
 
@@ -347,16 +365,22 @@ def _with_weights(model: Any, options: argparse.Namespace) -> Any:
 def _plan(options: argparse.Namespace) -> None:
     from dataclasses import replace
 
-    from amct_onnx.formats.config_source import load_config
+    from amct_onnx.formats.config_source import load_any_config
     from amct_onnx.formats.model_file import read_model
     from amct_onnx.passes.manager import run_passes
     from amct_onnx.passes.pipelines import FUSE
     from amct_onnx.planning import make_plan
     from amct_onnx.prepare import final_plan, prepare
     from amct_onnx.report.tables import plan_table
+    from amct_onnx.strategy_config import StrategyConfig
+    from amct_onnx.strategy_planning import StrategyRules, plan_strategy
 
     state, _ = prepare(read_model(_with_weights(options.model, options)))
-    state = replace(state, plan=make_plan(state, load_config(options.config)))
+    config = load_any_config(options.config)
+    if isinstance(config, StrategyConfig):
+        state = replace(state, plan=plan_strategy(state, config, StrategyRules.of(state.graph, config)))
+    else:
+        state = replace(state, plan=make_plan(state, config))
     op_types = {node.name: node.op for node in state.graph.nodes}
     run_passes(FUSE, state)
     plan = final_plan(state)
@@ -453,10 +477,14 @@ def _require_distinct(options: argparse.Namespace) -> None:
         taken.add(path)
 
 
-def _data_source(options: argparse.Namespace) -> tuple[CalibrationSource, int | None]:
-    """The data that the options name, and how many batches to take: AMCT's form takes 1 unless told otherwise."""
+def _require_batch_num(options: argparse.Namespace) -> None:
     if options.batch_num is not None and options.batch_num < 1:
         raise ConfigError(f"--batch_num must be at least 1, found {options.batch_num}")
+
+
+def _data_source(options: argparse.Namespace) -> tuple[CalibrationSource, int | None]:
+    """The data that the options name, and how many batches to take: AMCT's form takes 1 unless told otherwise."""
+    _require_batch_num(options)
     three = {"--data_dir": options.data_dir, "--data_types": options.data_types, "--input_shape": options.input_shape}
     if options.data is not None:
         if given := [name for name, value in three.items() if value is not None]:
@@ -481,6 +509,9 @@ def _raw_source(options: argparse.Namespace) -> CalibrationSource:
     for name in types:
         if name not in _DTYPES:
             raise DataError(f"--data_types: {name!r} is not one of {', '.join(_DTYPES)}")
+    names = [name for name, _ in shapes]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise ConfigError(f"--input_shape names the input {twice[0]!r} twice")
     specs = [
         InputSpec(name=name, dtype=np.dtype(dtype), shape=shape)
         for (name, shape), dtype in zip(shapes, types, strict=True)

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeVar
 
 from amct_onnx.errors import ConfigError, located, nearest
 from amct_onnx.kernels.adaround import AdaRound
@@ -21,6 +21,7 @@ from amct_onnx.kernels.hfmg import Hfmg
 from amct_onnx.kernels.ifmr import Ifmr
 from amct_onnx.kernels.nuq import Nuq
 from amct_onnx.passes.layer_types import check_layer_type
+from amct_onnx.strategy_config import StrategyConfig
 
 ACTIVATION_ALGORITHMS: Mapping[str, type[Ifmr] | type[Hfmg]] = {"ifmr": Ifmr, "hfmg": Hfmg}
 WEIGHT_ALGORITHMS: Mapping[str, type[Arq] | type[AdaRound] | type[Nuq]] = {
@@ -85,6 +86,22 @@ class NuqConfig:
         _require_type("nuq", self.nuq, (Nuq,))
 
 
+AnyConfig = TypeVar("AnyConfig", "QuantConfig", StrategyConfig)
+"""A configuration of any dialect."""
+
+_SWITCHES = (
+    "activation_offset",
+    "joint_quant",
+    "do_fusion",
+    "wide_fusion",
+    "global_pools",
+    "recurrent_layers",
+    "fold_balancers",
+    "equalise_layers",
+    "correct_biases",
+)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QuantConfig:
     """What the user asks for, for a whole model.
@@ -95,7 +112,11 @@ class QuantConfig:
     do_fusion: fold BatchNormalization into the layer in front of it.
     wide_fusion: also behind ConvTranspose, Gemm and MatMul, which AMCT does not do.
     balance_batches: batches that DMQ looks at; None for all. AMCT, and so its files, look at the first alone.
+    global_pools: quantize GlobalAveragePool where the size of its input is fixed, as an AveragePool; AMCT does not.
+    recurrent_layers: quantize LSTM and GRU too, as AMCT does; else only those that override_layer_configs names.
     fold_balancers: fold DMQ's Mul into what produces the input where that can be, which AMCT does not do.
+    equalise_layers: scale the channels between two convolutions for the good of both weights.
+    correct_biases: take out of the biases what the error of the weights adds on average.
     skip_layers, skip_layer_types: what stays float, by name and by type.
     skip_fusion_layers: layers whose BatchNormalization is not folded.
     fakequant_precision_mode: "DEFAULT", or "FORCE_FP16_QUANT" for scales that fp16 can hold.
@@ -111,8 +132,12 @@ class QuantConfig:
     joint_quant: bool = False
     do_fusion: bool = True
     wide_fusion: bool = False
+    global_pools: bool = False
+    recurrent_layers: bool = True
     balance_batches: int | None = None
     fold_balancers: bool = False
+    equalise_layers: bool = False
+    correct_biases: bool = False
     skip_layers: tuple[str, ...] = ()
     skip_layer_types: tuple[str, ...] = ()
     skip_fusion_layers: tuple[str, ...] = ()
@@ -128,7 +153,7 @@ class QuantConfig:
         for name in ("batch_num", "balance_batches"):
             if getattr(self, name) is not None:
                 require_int(name, getattr(self, name), low=1)
-        for name in ("activation_offset", "joint_quant", "do_fusion", "wide_fusion", "fold_balancers"):
+        for name in _SWITCHES:
             require_bool(name, getattr(self, name))
         for name in ("skip_layers", "skip_layer_types", "skip_fusion_layers", "only_layers"):
             value = getattr(self, name)
@@ -152,17 +177,17 @@ class QuantConfig:
             _require_type("nuq_config", self.nuq_config, (NuqConfig,))
 
 
-def with_options(config: QuantConfig, options: Mapping[str, Any]) -> QuantConfig:
+def with_options(config: AnyConfig, options: Mapping[str, Any]) -> AnyConfig:
     """`config` with the fields that `options` names replaced.
 
     Raises:
-        ConfigError: an option is no field of QuantConfig, or its value is not allowed.
+        ConfigError: an option is no field of the configuration, or its value is not allowed.
     """
-    known = [f.name for f in fields(QuantConfig)]
+    known = [f.name for f in fields(config)]
     for name in options:
         if name not in known:
             raise ConfigError(f"unknown option {name!r}{nearest(name, known) or ';'} known options: {', '.join(known)}")
-    return QuantConfig(**{**{name: getattr(config, name) for name in known}, **options})
+    return replace(config, **options)
 
 
 def _require_type(name: str, value: object, allowed: tuple[type, ...]) -> None:
@@ -193,5 +218,5 @@ def _blocks(name: str, value: object) -> Mapping[str, LayerConfig]:
     return MappingProxyType(dict(value))
 
 
-OWN_PRESET = QuantConfig(wide_fusion=True)
+OWN_PRESET = QuantConfig(wide_fusion=True, recurrent_layers=False)
 """What the engine does when it is asked for nothing."""

@@ -14,6 +14,7 @@ from amct_onnx.formats.model_file import ModelSource, read_model
 from amct_onnx.formats.record import read_record
 from amct_onnx.given import given_layers, given_tensors
 from amct_onnx.passes.convert_opset import inlined
+from amct_onnx.passes.fix_global_pools import fix_global_pools
 from amct_onnx.passes.graph import Array, Graph
 from amct_onnx.passes.layers import spatial_axes, why_not_16_bits
 from amct_onnx.passes.manager import run_passes
@@ -109,6 +110,7 @@ def scaled_by_record(
     source = read_model(model)
     records = read_record(record)
     state, session = prepare(source)
+    run_passes((fix_global_pools(records),), state)  # a record that names one was made with global_pools
     with located(str(record)):
         given = given_layers(state, records)
         tensors = given_tensors(state, records, given)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
 import numpy as np
 
@@ -15,6 +16,7 @@ from amct_onnx.passes.layers import (
     has_weight,
     input_channels,
     is_product,
+    is_recurrent,
     output_channels,
     spatial_axes,
     why_not_4_bits,
@@ -90,7 +92,6 @@ def _tensor_of(key: str, nodes: Mapping[str, Node]) -> tuple[Node, int] | None:
 def _refuse_unavailable(record: LayerRecord) -> None:
     wishes = {
         "shift_bit other than 0": any(record.shift_bit),
-        "scale_h or scale_r (LSTM, GRU)": record.scale_h is not None or record.scale_r,
         "kv_cache_value": record.kv_scale,
         "dst_type INT4": record.dst_type == "INT4",
         "act_type INT4": record.act_type == "INT4",
@@ -116,13 +117,35 @@ def _given_layer(node: Node, record: LayerRecord) -> GivenLayer:
         raise RecordError(f"act_type INT16 is not possible for {node.op}: {reason}")
     if not has_weight(node):
         _require_no_weight(node, record)
+    hidden, recurrent = _given_state(node, record)
     return GivenLayer(
         activation=activation,
         weight=_given_weight(node, record) if has_weight(node) or is_product(node) else None,
+        hidden=hidden,
+        recurrent=recurrent,
         factors=_given_factors(node, record),
         cluster=record.cluster,
         is_cut=record.fakequant_precision_mode == "FORCE_FP16_QUANT",
     )
+
+
+def _given_state(node: Node, record: LayerRecord) -> tuple[QuantParams | None, QuantParams | None]:
+    """The parameters of an LSTM's or GRU's hidden state, and of the weight that it is multiplied by."""
+    if not is_recurrent(node):
+        for field, value in (("scale_h", record.scale_h), ("scale_r", record.scale_r)):
+            if value not in (None, ()):
+                raise RecordError(f"{field} is for LSTM and GRU; this is {node.op}")
+        return None, None
+    if record.scale_h is None or not record.scale_r:
+        missing = "scale_h and offset_h" if record.scale_h is None else "scale_r and offset_r"
+        raise RecordError(f"{missing} are missing; {node.op} has a hidden state")
+    for field in ("tensor_balance_factor", "cluster"):
+        if getattr(record, field):
+            raise RecordError(f"{node.op} takes no {field}")
+    as_weight = replace(record, scale_w=record.scale_r, offset_w=record.offset_r)
+    as_input = replace(record, scale_d=record.scale_h, offset_d=record.offset_h)
+    with located("scale_r"):
+        return _activation(as_input), _given_weight(node, as_weight)
 
 
 def _require_no_weight(node: Node, record: LayerRecord) -> None:

@@ -28,6 +28,7 @@ from amct_onnx.passes.layers import (
     has_weight,
     is_depthwise,
     is_product,
+    is_recurrent,
     spatial_axes,
     why_not,
     why_not_4_bits,
@@ -37,8 +38,12 @@ from amct_onnx.passes.shapes import TensorType, infer_types
 from amct_onnx.passes.state import LayerPlan, QuantPlan, QuantState, TensorPlan
 from amct_onnx.planning_tensors import plan_tensors
 
-_NOT_ASKED = (
+_PRODUCT_NOT_ASKED = (
     "both of its inputs are computed at run time; such a MatMul is quantized only where override_layer_configs names it"
+)
+_RECURRENT_NOT_ASKED = (
+    "LSTM and GRU are quantized only where a configuration asks for it: give recurrent_layers=True, or name it in "
+    "override_layer_configs"
 )
 
 
@@ -63,8 +68,8 @@ def make_plan(state: QuantState, config: QuantConfig) -> QuantPlan:
             if node.name in config.override_layer_configs and node.name not in _disabled_by_list(config):
                 raise ConfigError(f"override_layer_configs names {node.name!r}, which cannot be quantized: {reason}")
             continue
-        if is_product(node) and node.name not in config.override_layer_configs:
-            skipped[node.name] = _NOT_ASKED
+        if node.name not in config.override_layer_configs and (reason := _why_not_asked(node, config)):
+            skipped[node.name] = reason
             continue
         decided = _Request.of(node, wishes).decide()
         if reason := _why_disabled(node, config):
@@ -105,6 +110,7 @@ class GivenLayer:
     factors: what its weight is multiplied by and its input divided by, [Cin]; empty for no balancing.
     cluster: the integers that are left to its weight; empty for all.
     is_cut: its dequantization scale is cut to 19 bits.
+    hidden, recurrent: of the hidden state of an LSTM or GRU, and of the weight that it is multiplied by; else None.
     """
 
     activation: QuantParams
@@ -112,6 +118,8 @@ class GivenLayer:
     factors: tuple[float, ...] = ()
     cluster: tuple[int, ...] = ()
     is_cut: bool = False
+    hidden: QuantParams | None = None
+    recurrent: QuantParams | None = None
 
 
 def plan_given(
@@ -151,6 +159,8 @@ def plan_given(
                 weight=weight,
                 balancer=scales.factors or None,
                 cluster=scales.cluster,
+                hidden=scales.hidden,
+                recurrent=scales.recurrent,
             )
         else:
             skipped[node.name] = why_not_layer(node, types) or reasons.get(node.name, otherwise)
@@ -229,6 +239,8 @@ class _Request:
             activation=replace(self._activation(), asymmetric=self._asymmetric()),
             weight=self._weight(),
             balancer=self._balancer(),
+            equalise=self.config.equalise_layers,
+            correct_bias=self.config.correct_biases,
         )
         return _Decided(layer=layer, notes=tuple(self.notes))
 
@@ -315,6 +327,9 @@ class _Request:
         if self.block.balancer is not None and not has_weight(self.node):
             self._cannot("dmq_balancer", "it has no weight to balance with")
             return None
+        if self.block.balancer is not None and is_recurrent(self.node):
+            self._cannot("dmq_balancer", "only layers with one weight are balanced")
+            return None
         return self.block.balancer
 
 
@@ -337,6 +352,13 @@ def _why_not_type(node: Node, types: dict[str, TensorType]) -> str | None:
     return None
 
 
+def _why_not_asked(node: Node, config: QuantConfig) -> str | None:
+    """Why a layer stays float that is quantized only where it is asked for."""
+    if is_product(node):
+        return _PRODUCT_NOT_ASKED
+    return _RECURRENT_NOT_ASKED if is_recurrent(node) and not config.recurrent_layers else None
+
+
 def _why_disabled(node: Node, config: QuantConfig) -> str | None:
     if node.name in config.skip_layers:
         return "listed in skip_layers"
@@ -357,7 +379,7 @@ def _disabled_by_list(config: QuantConfig) -> set[str]:
 
 
 def _check_available(layer: LayerPlan) -> None:
-    if layer.activation.num_bits == 4:
+    if getattr(layer.activation, "num_bits", 8) == 4:
         with located(f"layer {layer.name!r}"):
             raise NotAvailableError("4-bit activations are not available yet; remove them from the configuration")
 
@@ -386,6 +408,7 @@ def _nothing_left(skipped: dict[str, str], disabled: dict[str, LayerPlan]) -> st
     shown = [f"{name!r}: {skipped[name]}" for name in disabled]
     shown += [f"{name!r}: {reason}" for name, reason in skipped.items() if not reason.endswith("can be quantized")]
     if not shown:
-        return "the model has no layer that can be quantized: no Conv, ConvTranspose, Gemm, MatMul or AveragePool"
+        kinds = "no Conv, ConvTranspose, Gemm, MatMul, AveragePool, LSTM or GRU"
+        return f"the model has no layer that can be quantized: {kinds}"
     more = f"; and {len(shown) - 5} more" if len(shown) > 5 else ""
     return f"no layer is left to quantize: {'; '.join(dict.fromkeys(shown[:5]))}{more}"

@@ -9,6 +9,8 @@ from onnx import TensorProto
 
 from amct_onnx.config import QuantConfig, TensorConfig
 from amct_onnx.errors import ConfigError, located
+from amct_onnx.kernels.hfmg import Hfmg
+from amct_onnx.kernels.ifmr import Ifmr
 from amct_onnx.passes.graph import Node, Tensor, has_input, is_constant, is_standard, nodes_of, producer
 from amct_onnx.passes.layers import bias_add, last_node
 from amct_onnx.passes.shapes import TensorType
@@ -55,17 +57,23 @@ def _joint(
     types: Mapping[str, TensorType],
     listed: Collection[str],
 ) -> Iterator[TensorPlan]:
-    """Both inputs of every Add between two quantized layers, but for those of which an input is listed by itself."""
+    """Both inputs of every Add between two quantized layers, but for those of which an input is listed by itself.
+
+    They are observed as the layer in front of the first input is: a config.json, which says everything layer by layer,
+    then asks for the same.
+    """
     nodes = {node.name: node for node in state.graph.nodes}
-    results = {id(last_node(state.graph, nodes[name]).outputs[0]) for name in layers}
-    common = replace(config.common_config.activation, num_bits=8)
+    results = {id(last_node(state.graph, nodes[name]).outputs[0]): layer for name, layer in layers.items()}
     for add in nodes_of(state.graph, "Add"):
         if add.name in listed or add.name in config.skip_layers:
             continue
-        if not all(id(_behind_norm(tensor)) in results for tensor in add.inputs):
+        sources = [results.get(id(_behind_norm(tensor))) for tensor in add.inputs]
+        if sources[0] is None or sources[1] is None:
             continue
-        asked = [TensorConfig(layer_name=add.name, input_index=index, activation=common) for index in (0, 1)]
-        plans = [replace(_plan(one, config), joint=True) for one in asked]
+        observed = sources[0].activation
+        assert isinstance(observed, (Ifmr, Hfmg)), "a configuration of AMCT gives nothing else"
+        activation = replace(observed, num_bits=8)
+        plans = [TensorPlan(node=add.name, index=index, activation=activation, joint=True) for index in (0, 1)]
         if not any(why_not_tensor(add, p.index, {}, types) or p.key in nodes for p in plans):
             yield from plans
 

@@ -88,9 +88,10 @@ def final_plan(state: QuantState) -> QuantPlan:
     for name, reason in state.left_float.items():
         _log.warning("layer %r stays float: %s", name, reason)
     layers = {name: layer for name, layer in plan.layers.items() if name not in state.left_float}
+    unfit = {name: layer for name, layer in plan.layers.items() if name in state.left_float}
     folded = {**plan.folded, **state.folded}
     tensors = tuple(state.tensors())
-    return replace(plan, layers=layers, tensors=tensors, folded=folded, skipped=skipped, notes=notes)
+    return replace(plan, layers=layers, unfit=unfit, tensors=tensors, folded=folded, skipped=skipped, notes=notes)
 
 
 def require_same(state: QuantState, expected: Mapping[str, Array], feed: Feed) -> None:

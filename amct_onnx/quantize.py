@@ -8,15 +8,17 @@ from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from typing import Any
 
+from amct_onnx.by_strategy import quantize_by_strategy
 from amct_onnx.config import QuantConfig, with_options
 from amct_onnx.data import CalibrationSource, Feed, Feeds, input_specs
 from amct_onnx.errors import ConfigError
 from amct_onnx.formats.amct_json import format_json
-from amct_onnx.formats.config_source import load_config
+from amct_onnx.formats.config_source import load_any_config
 from amct_onnx.formats.model_file import ModelSource, read_model
 from amct_onnx.kernels.adaround import AdaRound
 from amct_onnx.kernels.checks import require_int
 from amct_onnx.passes.calibration import CalibrationRun
+from amct_onnx.passes.fix_global_pools import fix_global_pools
 from amct_onnx.passes.graph import Array
 from amct_onnx.passes.manager import run_passes
 from amct_onnx.passes.observe import warm_up_beside
@@ -27,16 +29,18 @@ from amct_onnx.planning import make_plan
 from amct_onnx.prepare import final_plan, prepare, require_same
 from amct_onnx.progress import Progress
 from amct_onnx.results import FILES, QDQ_FILE, QuantizeResult, Target, finish, json_layers, make_results
+from amct_onnx.strategy_config import StrategyConfig
 
 
 def quantize_onnx(
     model: ModelSource,
-    cfg: str | os.PathLike[str] | Mapping[str, Any] | QuantConfig | None = None,
+    cfg: str | os.PathLike[str] | Mapping[str, Any] | QuantConfig | StrategyConfig | None = None,
     *,
     calibration: CalibrationSource | None = None,
     save_path: str | os.PathLike[str] | None = None,
     measure_layers: bool = False,
     qdq: bool = False,
+    deploy: bool | None = None,
     memory_limit: int | None = None,
     executor: Executor | None = None,
     progress: bool | None = None,
@@ -46,19 +50,21 @@ def quantize_onnx(
 
     Args:
         model: an .onnx file, a Caffe model as (prototxt, caffemodel), or a model in memory, which stays untouched.
-        cfg: a .cfg or JSON file of AMCT, a dict in the shape of either, a QuantConfig, or None for the engine's own
-            preset.
+        cfg: a .cfg or JSON file of AMCT, a strategy file of Vitis AI (vai_q_pytorch), a dict in the shape of one of
+            them, a QuantConfig or StrategyConfig, or None for the engine's own preset.
         calibration: representative inputs; `amct_onnx.data` lists the forms that are taken.
         save_path: directory and prefix of the files to write (`out/net` gives out/net_deploy_model.onnx, ...); None
             keeps the results in memory.
         measure_layers: also compare every layer of the fake-quant model with the float one.
         qdq: also make a model of the same decisions with QuantizeLinear and DequantizeLinear (`_qdq_model.onnx`).
+        deploy: for a Vitis AI strategy: True raises an error unless Ascend's operators compute every layer as it says,
+            False makes no deploy model; None makes one of the layers that fit.
         memory_limit: bytes that the observed tensors may take at a time; where all of them take more, the data are gone
             through several times, with the same result. None for half of the memory that is free.
         executor: computes shards of the calibration data in its workers, one thread each: any of concurrent.futures, or
             Dask's `Client(...).get_executor()`. The result is the same for any number of workers.
         progress: draw a progress bar; None does so on a terminal.
-        options: fields of QuantConfig that replace what `cfg` says.
+        options: fields of QuantConfig, or of StrategyConfig, that replace what `cfg` says.
 
     Raises:
         ConfigError, ModelError, DataError, OutputError, NotAvailableError: each names what was found, where, and what
@@ -67,7 +73,18 @@ def quantize_onnx(
     _check_run(memory_limit, executor)
     show = Progress(progress)
     source = read_model(model)
-    config = with_options(load_config(cfg), options)
+    loaded = load_any_config(cfg)
+    if isinstance(loaded, StrategyConfig):
+        if executor is not None:
+            raise ConfigError("a Vitis AI strategy looks at the batches one after the other; leave the executor out")
+        strategy = with_options(loaded, options)
+        files = None if save_path is None else (save_path, model)
+        return quantize_by_strategy(
+            source, strategy, calibration, files, show, qdq=qdq, deploy=deploy, measure_layers=measure_layers
+        )
+    if deploy is not None:
+        raise ConfigError("deploy belongs to Vitis AI strategies; AMCT's configurations always give a deploy model")
+    config = with_options(loaded, options)
     target = None if save_path is None else Target.of(save_path, {"model": model}, (*FILES, QDQ_FILE) if qdq else FILES)
     found = calibrated(source, config, calibration, memory_limit=memory_limit, executor=executor, show=show)
     with show.phase("write and verify"):
@@ -113,6 +130,8 @@ def calibrated(
     """
     with show.phase("prepare"):
         state, session = prepare(source)
+        if config.global_pools:
+            run_passes((fix_global_pools(),), state)
         state = replace(state, plan=make_plan(state, config))
         if executor is None:  # else its processes may be forked off while the thread holds locks
             warm_up_beside(state.plan)

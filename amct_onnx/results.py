@@ -20,10 +20,11 @@ from amct_onnx.errors import ModelError, OutputError, PassError
 from amct_onnx.formats.model_file import read_model, staged, write_model
 from amct_onnx.formats.record import LayerRecord, format_record
 from amct_onnx.kernels.quant_params import QuantParams
+from amct_onnx.kernels.strategy import TensorStrategy
 from amct_onnx.passes.convert_opset import LOWEST_QDQ, with_qdq_opset
 from amct_onnx.passes.graph import Array, Graph
 from amct_onnx.passes.manager import run_passes
-from amct_onnx.passes.pipelines import DEPLOY, FAKE_QUANT, QDQ
+from amct_onnx.passes.pipelines import DEPLOY, FAKE_QUANT, FAKE_QUANT_GRIDS, QDQ, QDQ_GRIDS
 from amct_onnx.passes.session import open_session
 from amct_onnx.passes.state import LayerPlan, Pass, QuantPlan, QuantState
 from amct_onnx.passes.weights import LightModel
@@ -38,6 +39,7 @@ CONVERTED_FILES = FILES[:3]
 """The same where nothing was configured: the scales were known before."""
 
 QDQ_FILE = "qdq_model.onnx"
+INFO_FILE = "quant_info.json"
 
 _AGREES = 30.0
 """SQNR in dB above which the QDQ model counts as computing what the fake-quant model does.
@@ -56,18 +58,22 @@ class LayerParams:
     weight: scale of its weight, [] or [Cout], or of its second input where that is an activation; None for a layer
         without either.
     balance: what the weight was multiplied by for each input channel, [Cin]; None where it was not balanced.
+    hidden, recurrent: of the hidden state of an LSTM or GRU, and of the weight that it is multiplied by; else None.
     """
 
     activation: QuantParams
     weight: QuantParams | None
     balance: NDArray[np.float32] | None = None
+    hidden: QuantParams | None = None
+    recurrent: QuantParams | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QuantizeResult:
     """What `quantize_onnx`, `convert_model` or `import_qdq` made.
 
-    deploy_model, fake_quant_model: paths where `save_path` was given, else models in memory.
+    deploy_model, fake_quant_model: paths where `save_path` was given, else models in memory. A Vitis AI strategy that
+        Ascend's operators cannot compute anywhere gives no deploy model and no record: None.
     record, config: paths where `save_path` was given, else the texts. There is a configuration only where the model was
         calibrated; else it is None.
     plan: the final decisions: `layers` are quantized, `skipped` says of every other node why not.
@@ -75,17 +81,19 @@ class QuantizeResult:
     output_errors: output -> difference between the model that was read and the fake-quant model, on the first batch.
     layer_errors: layer -> the same, where it was asked for.
     qdq_model: as the other models where it was asked for, else None.
+    quant_info: scales or positions of a Vitis AI strategy as its quant_info.json has them, as `record`; else None.
     """
 
-    deploy_model: Path | onnx.ModelProto
+    deploy_model: Path | onnx.ModelProto | None
     fake_quant_model: Path | onnx.ModelProto
-    record: Path | str
+    record: Path | str | None
     config: Path | str | None
     plan: QuantPlan
     params: Mapping[str, LayerParams]
     output_errors: Mapping[str, TensorError]
     layer_errors: Mapping[str, TensorError] = field(default_factory=dict)
     qdq_model: Path | onnx.ModelProto | None = None
+    quant_info: Path | str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,16 +145,17 @@ class Target:
 class Results:
     """Everything that is written, in memory."""
 
-    deploy: LightModel
+    deploy: LightModel | None
     fake_quant: LightModel
-    record: str
+    record: str | None
     config: str | None = None
     qdq: LightModel | None = None
+    quant_info: str | None = None
 
     def files(self) -> dict[str, LightModel | str]:
         """Ending of each file -> what is written into it."""
-        contents = (self.deploy, self.fake_quant, self.record, self.config, self.qdq)
-        named = zip((*FILES, QDQ_FILE), contents, strict=True)
+        contents = (self.deploy, self.fake_quant, self.record, self.config, self.qdq, self.quant_info)
+        named = zip((*FILES, QDQ_FILE, INFO_FILE), contents, strict=True)
         return {ending: content for ending, content in named if content is not None}
 
 
@@ -162,6 +171,24 @@ def make_results(state: QuantState, config: str | None = None, *, qdq: bool = Fa
         record=format_record(layer_records(state)),
         config=config,
         qdq=_rewritten(_raised(state), QDQ) if qdq else None,
+    )
+
+
+def make_strategy_results(
+    state: QuantState, deploy: QuantState | None, *, config: str, quant_info: str, qdq: bool = False
+) -> Results:
+    """The same for the grids of a strategy.
+
+    deploy: the state that the deploy model is made from; None for no deploy model.
+    quant_info: what was found, as text.
+    """
+    return Results(
+        deploy=None if deploy is None else _rewritten(deploy, DEPLOY),
+        fake_quant=_rewritten(state, FAKE_QUANT_GRIDS),
+        record=None if deploy is None else format_record(layer_records(deploy)),
+        config=config,
+        qdq=_rewritten(_raised(state), QDQ_GRIDS) if qdq else None,
+        quant_info=quant_info,
     )
 
 
@@ -210,18 +237,34 @@ def _record(state: QuantState, layer: LayerPlan) -> LayerRecord:
         cluster=tuple(int(centre) for centre in state.clusters.get(layer.name, ())),
         wts_type=None if weight is None else f"INT{weight.num_bits}",
         fakequant_precision_mode="FORCE_FP16_QUANT" if layer.name in state.plan.cut_scales else None,
+        **_state_fields(state, layer.name),
     )
 
 
+def _state_fields(state: QuantState, layer: str) -> dict[str, Any]:
+    """What a record says of the hidden state of an LSTM or GRU and its weight."""
+    if layer not in state.hidden:
+        return {}
+    hidden, recurrent = state.hidden[layer], state.recurrent[layer].scale.ravel()
+    return {
+        "scale_h": float(hidden.scale),
+        "offset_h": int(hidden.offset),
+        "scale_r": tuple(float(s) for s in recurrent),
+        "offset_r": (0,) * len(recurrent),
+    }
+
+
 def json_layers(plan: QuantPlan) -> dict[str, tuple[bool, LayerConfig]]:
-    """Every layer that can be quantized: whether it is, and how it is or would be."""
-    both = [(True, layer) for layer in plan.layers.values()] + [(False, layer) for layer in plan.disabled.values()]
-    return {layer.name: (enabled, _config_of(layer)) for enabled, layer in both}
+    """Every layer that can be quantized: whether it was to be, and how it is or would be."""
+    wanted = {**plan.layers, **plan.unfit}
+    found = {layer.name: (True, _config_of(layer)) for layer in wanted.values()}
+    return found | {layer.name: (False, _config_of(layer)) for layer in plan.disabled.values()}
 
 
 def _config_of(layer: LayerPlan) -> LayerConfig:
-    assert not isinstance(layer.activation, QuantParams), "a given scale is no configuration"
-    assert not isinstance(layer.weight, QuantParams), "a given scale is no configuration"
+    given = (QuantParams, TensorStrategy)
+    assert not isinstance(layer.activation, given), "it is no configuration of AMCT's"
+    assert not isinstance(layer.weight, given), "it is no configuration of AMCT's"
     assert not isinstance(layer.balancer, tuple), "given factors are no configuration"
     return LayerConfig(activation=layer.activation, weight=layer.weight, balancer=layer.balancer)
 
@@ -299,13 +342,15 @@ def _verified(
             raise ModelError(
                 f"the inputs and outputs of {ending} are {_ends_of(model)}, the fake-quant model's {wanted}"
             )
-    _require_rules_kept(state, models["deploy_model.onnx"])
+    if "deploy_model.onnx" in models:
+        _require_rules_kept(state, models["deploy_model.onnx"])
     if feed is None:
         open_session(fake_quant, "the quantized model")
         return Comparison(outputs={}, layers={})
     outputs = compare_outputs(expected, fake_quant, feed, "the quantized model")
     if QDQ_FILE in models:
-        _require_agreement(models[QDQ_FILE], fake_quant, feed, outputs)
+        is_even = all(grid.round_mode == "half_even" for grid in state.grids.values())
+        _require_agreement(models[QDQ_FILE], fake_quant, feed, outputs, strict=is_even)
     layers = compare_models(state.graph.to_light(), fake_quant, [feed]).layers if measure_layers else {}
     return Comparison(outputs=outputs, layers=layers)
 
@@ -315,11 +360,12 @@ def _ends_of(model: LightModel) -> list[str]:
 
 
 def _require_agreement(
-    qdq: LightModel, fake_quant: LightModel, feed: Feed, distances: Mapping[str, TensorError]
+    qdq: LightModel, fake_quant: LightModel, feed: Feed, distances: Mapping[str, TensorError], *, strict: bool
 ) -> None:
     """The QDQ model as it stands must compute what the fake-quant model does; what an optimizer makes of it, should.
 
     distances: output -> how far the fake-quant model is from the float one; the two may not be further from each other.
+    strict: both round alike; else a difference is told, no more: QuantizeLinear sends halves to the even neighbour.
     """
     expected = open_session(fake_quant, "the quantized model", optimize=False).run(feed, "batch 0")
     for optimize in (False, True):
@@ -328,9 +374,10 @@ def _require_agreement(
             if not is_far or expected[name].dtype.kind != "f":
                 continue
             said = f"output {name!r} of the QDQ model is {error.sqnr:.1f} dB from that of the fake-quant model"
-            if not optimize:
+            if not optimize and strict:
                 raise ModelError(f"{said}; please report the model")
-            _log.warning("%s where onnxruntime optimizes it on this processor", said)
+            where = "onnxruntime optimizes it on this processor" if strict else "halves are rounded otherwise"
+            _log.warning("%s where %s", said, where)
 
 
 def _require_rules_kept(state: QuantState, deploy: LightModel) -> None:
@@ -361,21 +408,26 @@ def _result(state: QuantState, found: Comparison, given: Mapping[str, Any]) -> Q
     if plan.tensors:
         _log.info("%d single tensors quantized", len(plan.tensors))
     _log.info("%d layers quantized, %d nodes left as they are", len(plan.layers), len(plan.skipped))
-    deploy, fake_quant, record = (given[ending] for ending in CONVERTED_FILES)
+    deploy, fake_quant, record = (given.get(ending) for ending in CONVERTED_FILES)
+    assert fake_quant is not None
     return QuantizeResult(
         deploy_model=deploy,
         fake_quant_model=fake_quant,
         record=record,
         config=given.get("config.json"),
         qdq_model=given.get(QDQ_FILE),
+        quant_info=given.get(INFO_FILE),
         plan=plan,
         params={
             name: LayerParams(
                 activation=state.activations[name],
                 weight=state.weights.get(name),
                 balance=state.balances.get(name),
+                hidden=state.hidden.get(name),
+                recurrent=state.recurrent.get(name),
             )
             for name in (*plan.layers, *(tensor.key for tensor in plan.tensors))
+            if name in state.activations and name not in state.left_float
         },
         output_errors=found.outputs,
         layer_errors=found.layers,

@@ -14,7 +14,8 @@ from dataclasses import dataclass, replace
 from itertools import islice
 
 from amct_onnx.data import Feed
-from amct_onnx.kernels.quant_params import QuantParams
+from amct_onnx.kernels.hfmg import Hfmg
+from amct_onnx.kernels.ifmr import Ifmr
 from amct_onnx.passes.calibration import CalibrationRun
 from amct_onnx.passes.fit_biases import FIT_BIASES
 from amct_onnx.passes.graph import Array
@@ -99,19 +100,19 @@ class Trials:
             base = self._found.state
             nodes = {node.name: node for node in base.graph.nodes}
             plans: dict[str, LayerPlan] = {}
-            narrow = {**base.left_float, **{tensor.key: "it is no layer" for tensor in base.plan.tensors}}
+            narrow = dict(base.left_float)
             for layer in base.layers():
                 plans[layer.name] = layer
                 reason = why_not_16_bits(nodes[layer.name])
                 if layer.name in base.rounded:
                     reason = "its weights are rounded for the scale of 8 bits"
-                if reason or base.weights[layer.name].num_bits != 8 or isinstance(layer.activation, QuantParams):
+                if reason or base.weights[layer.name].num_bits != 8 or not isinstance(layer.activation, (Ifmr, Hfmg)):
                     narrow[layer.name] = reason or "only 8-bit weights stand beside 16-bit activations"
                 else:
                     plans[layer.name] = replace(layer, activation=replace(layer.activation, num_bits=16))
             state = replace(
                 base,
-                plan=replace(base.plan, layers=plans),
+                plan=replace(base.plan, layers=plans, tensors=()),  # these keep the scales that they have
                 activations={},
                 weights=dict(base.weights),
                 left_float=narrow,

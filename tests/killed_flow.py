@@ -64,6 +64,7 @@ def main(folder, model, trials):
         if trial % 5 == 4 or trial == trials - 1:
             assert os.waitpid(start(files), 0)[1] == 0
             assert files.outputs() == finished
+            assert not list(files.folder.rglob(".amct*/new/*")), "what killed runs left is still there"
         if trial % 10 == 9:  # now and then from nothing
             for path in files.folder.rglob("*"):
                 if path.is_file():

@@ -321,3 +321,105 @@ def selective_mask(weight, axis):
             for spot in sorted(spots, key=lambda s: -size[s])[:2]:
                 mask[spot] = True
     return mask
+
+
+def equalisation_factors(rows: list[list[float]], bias: list[float] | None, behind: list[float]) -> list[float]:
+    """One factor for each channel, bias damping as in Vitis AI."""
+    sizes, filled, ranges = [], [], []
+    for channel, row in enumerate(rows):
+        used = [abs(w) for w in row if w != 0]
+        filled += [max(abs(w) if w != 0 else min(used, default=1e-7), 1e-7) for w in row]
+        sizes += [abs(bias[channel]) if bias is not None and used else 0.0]
+    ratios = [sizes[i] / filled[i * len(row) + j] for i, row in enumerate(rows) for j in range(len(row))]
+    median, mean = sorted(ratios), sum(ratios) / len(ratios)
+    middle = (median[(len(ratios) - 1) // 2] + median[len(ratios) // 2]) / 2
+    if max(sizes) < 10 and max(sizes) / max(filled) < 20:
+        k = 5 if middle > 100 or mean > 1000 else 2
+    else:
+        k = 20 if middle > 30 or mean > 500 else 10 if middle > 15 or mean > 100 else 5
+    for channel, row in enumerate(rows):
+        ranges.append(max([abs(w) for w in row] + ([sizes[channel] / k] if bias is not None else [])))
+    return [1.0 if r * b == 0 or r + b < 0.5 else r / math.sqrt(r * b) for r, b in zip(ranges, behind, strict=True)]
+
+
+def rounded(value: float, mode: str) -> float:
+    """To the nearest integer; a half goes where `mode` says."""
+    below = math.floor(value)
+    if value - below != 0.5:
+        return float(below if value - below < 0.5 else below + 1)
+    up = {
+        "half_even": below % 2 == 1,
+        "half_up": True,
+        "half_down": value < 0,
+        "std_round": value > 0,
+    }[mode]
+    return float(below + up)
+
+
+def position_of_range(values: NDArray[np.float32], bits: int) -> int:
+    """The largest position whose range, and half a step more, holds all values, by trying."""
+    half, cap = 2 ** (bits - 1), 12 if bits <= 8 else 15
+    if not np.any(values):
+        return cap
+    low, high = float(values.min()), float(values.max())
+    step = max(float(F32(low) / F32(-half - 0.5)), float(F32(high) / F32(half - 0.5)))
+    return next(p for p in range(cap, -200, -1) if step * 2.0**p <= 1)
+
+
+def position_of_least_error(values: NDArray[np.float32], bits: int, mode: str) -> int:
+    """The best of five positions, one value at a time."""
+    half, cap = 2 ** (bits - 1), 12 if bits <= 8 else 15
+    low, high = float(values.min()), float(values.max())
+    step = max(float(F32(low) / F32(-half - 0.5)), float(F32(high) / F32(half - 0.5)))
+    first = 18 if step == 0 else math.floor(math.log2(1 / step))
+    best = None
+    for p in range(first, first + 5):
+        error = 0.0
+        for value in values:
+            level = min(max(rounded(float(F32(value * F32(2.0**p))), mode), -half), half - 1)
+            error += float(value - F32(level) * F32(2.0**-p)) ** 2
+        if best is None or error < best[0]:
+            best = (error, p)
+    assert best is not None
+    return min(best[1], cap)
+
+
+def _bins(values: NDArray[np.float32]) -> tuple[list[int], NDArray[np.float32]]:
+    largest = F32(np.abs(values).max())
+    counts = [0] * 2048
+    for value in values:
+        counts[0 if largest == 0 else min(int(F32(abs(value) * F32(2048)) / largest), 2047)] += 1
+    return counts, np.linspace(0, largest, 2049, dtype=np.float32)
+
+
+def clip_by_percentile(values: NDArray[np.float32], percentage: float) -> float:
+    """The left edge of the first bin up to which the share lies."""
+    counts, edges = _bins(values)
+    share = 0.0
+    for index, count in enumerate(counts):
+        share += count / len(values)
+        if share >= percentage / 100:
+            return float(edges[index])
+    return float(edges[2048])
+
+
+def clips_by_entropy(values: NDArray[np.float32], groups: int) -> list[float]:
+    """The edges of the candidates that diverge least, within rounding."""
+    counts, edges = _bins(values)
+    counts[0] = counts[1]
+    found = []
+    for n in range(1536, 2049, 16):
+        reference = [*counts[: n - 1], counts[n - 1] + sum(counts[n:])]
+        group = [min(int(j / (n / groups)), groups - 1) for j in range(n)]
+        spread = []
+        for j in range(n):
+            same = [counts[i] for i in range(n) if group[i] == group[j]] if counts[j] else []
+            spread.append(sum(same) / sum(c > 0 for c in same) if same else 0.0)
+        total_p, total_q = sum(reference), sum(spread)
+        if not total_p or not total_q or any(p and not q for p, q in zip(reference, spread, strict=True)):
+            found.append((math.inf, n))
+            continue
+        terms = ((p / total_p, q / total_q) for p, q in zip(reference, spread, strict=True) if p)
+        found.append((sum(p * math.log(p / q) for p, q in terms), n))
+    least = min(divergence for divergence, _ in found)
+    return [float(edges[n]) for divergence, n in found if divergence <= least + 1e-9]

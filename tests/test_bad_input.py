@@ -827,4 +827,4 @@ def test_odd_names_pass_through_the_command_line(tmp_path, capfd, name):
     arguments = ["calibration", "-q", f"--model={path}", f"--save_path={tmp_path}/out/", f"--data={tmp_path}/data.npy"]
     assert cli.main(arguments) == 0
     assert capfd.readouterr().err == ""
-    assert len(os.listdir(tmp_path / "out")) == 4
+    assert len(os.listdir(tmp_path / "out")) == 5

@@ -213,6 +213,10 @@ def test_the_inputs_may_be_listed_in_any_order(colons, tmp_path):
         ({"--input_shape": "img:8,1,8,8"}, ["'img'", "image"]),
         ({"--input_shape": "image:8,1,4,4"}, ["0.bin", "2048 bytes", "512 bytes"]),
         ({"--input_shape": "image:4,1,8,16"}, ["[4, 1, 8, 16]", "[N, 1, 8, 8]"]),
+        (
+            {"--input_shape": "image:8,1,8,8;image:8,1,8,8", "--data_dir": "a;b", "--data_types": "float32;float32"},
+            ["twice"],
+        ),
         ({"--data_types": "float"}, ["--data_types", "'float'", "float32"]),
         ({"--data_types": "int32"}, ["int32", "float32", "'image'"]),
         ({"--data_dir": "nowhere"}, ["nowhere"]),

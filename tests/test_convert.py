@@ -301,7 +301,6 @@ def test_what_does_not_fit_is_one_error_that_names_file_and_layer(converted, tex
         (entry("fc", 0.02, extra="shift_bit: 3"), "shift_bit other than 0"),
         (entry("fc", 0.02, extra='dst_type: "INT4"'), "dst_type INT4"),
         (entry("fc", 0.02, extra='act_type: "INT4"'), "act_type INT4"),
-        (entry("fc", 0.02, extra="scale_h: 1 offset_h: 0"), r"scale_h or scale_r \(LSTM, GRU\)"),
         ('record { key: "fc" kv_cache_value { scale: 1 offset: 0 } }', "kv_cache_value"),
     ],
 )

@@ -1,5 +1,6 @@
 """Evaluators in scripts, as `amct_onnx calibration --evaluator` takes them."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -145,6 +146,37 @@ def test_there_must_be_a_script(tmp_path, script, capsys):
     assert "missing.py: no such file" in capsys.readouterr().err
     with pytest.raises(EvaluatorError, match=r"its name must end in \.py"):
         load_evaluator(script("x = 1", "evaluator.txt"))
+
+
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [("--batch_num=0", "--batch_num must be at least 1, found 0"), ("--weights=net.caffemodel", "convert-caffe")],
+)
+def test_options_that_make_no_sense_beside_a_script(tmp_path, script, capsys, option, said):
+    assert calibration(tmp_path, script(AMCT_SAMPLE), option) == 1
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", [JUDGE, AMCT_SAMPLE])
+def test_a_script_may_change_the_directory(tmp_path, script, raw, monkeypatch, text):
+    if "AMCT_SO" in text:
+        pytest.importorskip("onnxruntime_extensions", reason="AMCT_SO needs the extra [stepwise]")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "beside.py").write_text("TARGET = 1")
+    shutil.copy(DIGITS / "digits.onnx", tmp_path / "digits.onnx")
+    script(f"import os\nos.chdir('elsewhere')\n{text}")
+    monkeypatch.chdir(tmp_path)
+    arguments = ["--model", "digits.onnx", "--save_path", "out/net", "--evaluator", "evaluator.py"]
+    assert main(["calibration", *arguments]) == 0
+    assert not list((tmp_path / "elsewhere").iterdir())
+    assert (tmp_path / "out" / "net_quant.json").exists()
+    assert (tmp_path / "out" / "net_record.txt").exists()
+
+
+def test_an_interruption_is_no_traceback(tmp_path, script, capsys):
+    assert calibration(tmp_path, script("raise KeyboardInterrupt")) == 130
+    assert capsys.readouterr().err.startswith("amct_onnx: interrupted")
+    assert not list(tmp_path.glob("out/*"))
 
 
 def test_a_strategy_needs_an_evaluator(tmp_path, capsys):

@@ -87,6 +87,16 @@ def test_an_add_between_other_things_is_left_alone():
     assert quantized(joint_quant=True, skip_layers=["both"]).plan.tensors == ()
 
 
+@pytest.mark.parametrize("bits", [8, 16])
+def test_the_configuration_that_is_written_asks_for_the_same_scale(bits, tmp_path):
+    common = LayerConfig(activation=Hfmg(num_of_bins=1024, asymmetric=False, num_bits=bits))
+    first = quantized(joint_quant=True, common_config=common, save_path=tmp_path / "a")
+    assert first.plan.tensors[0].activation == Hfmg(num_of_bins=1024, asymmetric=False)
+    again = quantized(cfg=tmp_path / "a_config.json")
+    assert again.record == first.record.read_text()
+    assert again.config == first.config.read_text()
+
+
 def test_an_input_that_is_listed_by_itself_goes_before():
     listed = [TensorConfig(layer_name="both", input_index=1)]
     result = quantized(joint_quant=True, tensor_quantize=listed)

@@ -90,6 +90,11 @@ def test_these_are_layers(call, weights):
             "a 3-D convolution with dilation in depth, which Ascend does not quantize",
         ),
         (
+            'Conv<auto_pad = "SAME_LOWER">(x, w)',
+            {"w": zeros(6, 4, 3, 3, 3)},
+            "a 3-D convolution with auto_pad SAME_LOWER, which Ascend does not take; it takes pads as numbers",
+        ),
+        (
             "ConvTranspose(x, w)",
             {"w": zeros(4, 6, 3, 3, 3)},
             "a 3-D transposed convolution; Ascend quantizes 1-D and 2-D ones",

@@ -90,6 +90,19 @@ def test_sessions_run_over_weights_in_files_in_memory_and_in_the_message(net, tm
     assert net.SerializeToString(deterministic=True) == before
 
 
+@pytest.mark.parametrize("bound", [1 << 29, 1000])
+@pytest.mark.parametrize("is_input", [False, True])
+def test_weights_that_nothing_reads_do_no_harm(bound, is_input, tmp_path, monkeypatch):
+    monkeypatch.setattr(session, "_LARGE", bound)
+    net = model(NET, WEIGHTS | {"left over": np.zeros(4000, np.float32)}, ir=3 if is_input else 8)
+    if is_input:
+        for tensor in net.graph.initializer:
+            net.graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, TensorProto.FLOAT, tensor.dims))
+    for source in (net, read_model(saved(net, tmp_path))):
+        found = session.open_session(source, "the model").run(FEED, "batch 0")
+        np.testing.assert_allclose(found["y"], run(net, FEED)["y"], rtol=1e-6)
+
+
 def test_weights_above_the_bound_are_read_by_onnxruntime_from_a_file(net, tmp_path, monkeypatch):
     monkeypatch.setattr(session, "_LARGE", 1000)
     for source in (net, read_model(saved(net, tmp_path))):

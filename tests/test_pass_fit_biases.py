@@ -10,7 +10,7 @@ from amct_onnx.config import LayerConfig, QuantConfig
 from amct_onnx.kernels.arq import Arq
 from amct_onnx.kernels.dequant import bias_fits, quantize_bias
 from amct_onnx.passes.fit_biases import FIT_BIASES
-from amct_onnx.passes.insert_dequant import scale_of
+from amct_onnx.passes.insert_dequant import terms_of
 from amct_onnx.passes.manager import run_passes
 
 
@@ -75,7 +75,7 @@ def test_whatever_the_sizes_the_bias_fits_or_the_layer_stays_float(size, channel
     assert (after >= before.scale).all()
     if not state.left_float:
         bias = np.array(biases, np.float32)
-        product = scale_of(state, state.graph.nodes[0])
+        product = terms_of(state, state.graph.nodes[0])[0].scale
         assert (np.isfinite(product) & (product > 0)).all()
         assert bias_fits(bias, product)
         levels = quantize_bias(bias, product).astype(np.float64)
@@ -141,5 +141,5 @@ def test_the_ends_of_int32(bias):
     fits = np.float32(bias) in (np.float32(-2147483648.0), np.float32(2147483520.0))
     assert (state.remarks == {}) == fits
     assert state.left_float == {}
-    values = quantize_bias(np.array([bias], np.float32), scale_of(state, state.graph.nodes[0]))
+    values = quantize_bias(np.array([bias], np.float32), terms_of(state, state.graph.nodes[0])[0].scale)
     assert np.sign(values[0]) == np.sign(bias)

@@ -1,13 +1,15 @@
 """insert AscendDequant: one behind every layer, with its scales as words, and the bias as int32 on the same scale."""
 
 import numpy as np
+import onnx
 import pytest
 from graphs import calibrated, initializers, model, nodes_as_text
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from amct_onnx import quantize_onnx
 from amct_onnx.config import QuantConfig
-from amct_onnx.passes.insert_dequant import INSERT_DEQUANT, scale_of
+from amct_onnx.passes.insert_dequant import INSERT_DEQUANT, terms_of
 from amct_onnx.passes.insert_quant import INSERT_QUANT
 from amct_onnx.passes.manager import run_passes
 
@@ -94,6 +96,20 @@ def test_the_bias_of_a_product_is_added_before():
     ]
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_what_the_model_says_of_the_product_in_front_of_its_bias_is_forgotten(dtype):
+    kind = "float16" if dtype is np.float16 else "float"
+    text = f"g ({kind}[2, 4] x) => ({kind}[2, 3] y) {{ [mm] t = MatMul(x, w) [add] u = Add(t, b) [r] y = Relu(u) }}"
+    source = onnx.shape_inference.infer_shapes(
+        model(text, {"w": normal(4, 3, dtype=dtype), "b": normal(3, dtype=dtype)})
+    )
+    assert {value.name for value in source.graph.value_info} == {"t", "u"}
+    _, result = inserted(source, {"mm": (0.1, 5)})
+    assert list(result.graph.value_info) == []
+    made = quantize_onnx(source, calibration=[{"x": normal(2, 4, dtype=dtype)}], qdq=True)  # runs every form
+    assert list(made.plan.layers) == ["mm"]
+
+
 def test_an_output_of_the_model_keeps_its_name():
     text = "g (float[2, 4] x) => (float[2, 3] y, float[2, 3] z) { [fc] y = Gemm(x, w) [relu] z = Relu(y) }"
     source = model(text, {"w": normal(4, 3)})
@@ -152,7 +168,7 @@ def test_the_words_hold_the_scale_and_the_bias_is_a_multiple_of_it(activation, w
     state, result = inserted(source, {"conv": (10.0**activation, 0)})
     arrays = initializers(result)
     conv = next(node for node in state.graph.nodes if node.name == "conv")
-    scale = scale_of(state, conv)
+    scale = terms_of(state, conv)[0].scale
     assert (arrays["conv.dequant.param"] >> np.uint64(32) == 0).all()
     np.testing.assert_array_equal(arrays["conv.dequant.param"].astype(np.uint32).view(np.float32), scale)
     np.testing.assert_allclose(arrays["b"] * scale.astype(np.float64), bias, rtol=0, atol=float(scale.max()) * 0.51)

@@ -10,6 +10,7 @@ from graphs import assert_same_numbers, calibrated, initializers, model, nodes_a
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from amct_onnx import TensorConfig, import_qdq, quantize_onnx
 from amct_onnx.config import QuantConfig
 from amct_onnx.kernels.arq import Arq
 from amct_onnx.passes.convert_opset import with_qdq_opset
@@ -182,6 +183,18 @@ def test_onnxruntime_makes_integer_kernels_of_it(tmp_path):
     text = "g (float[N, 4] x) => (float[N, 3] y) { [fc] y = Gemm(x, w, b) }"
     qdq, _ = both(model(text, {"w": normal(4, 3), "b": normal(3)}), {"fc": (0.05, 9)})
     assert "QGemm" in optimized_ops(qdq, tmp_path / "gemm.onnx")
+
+
+@pytest.mark.parametrize("first", ["add", "fc"])
+def test_a_pair_that_a_layer_and_a_tensor_share_stands_in_front_of_both(first):
+    nodes = {"add": "[add] y = Add(x, x)", "fc": "[fc] z = MatMul(x, w)"}
+    text = " ".join(nodes[name] for name in sorted(nodes, reverse=first == "fc"))
+    source = model(f"g (float[2, 4] x) => (float[2, 4] y, float[2, 3] z) {{ {text} }}", {"w": normal(4, 3)})
+    tensors = (TensorConfig(layer_name="add", input_index=0),)
+    result = quantize_onnx(source, calibration=[random_feed(source, 1)], tensor_quantize=tensors, qdq=True)
+    onnx.checker.check_model(result.qdq_model, full_check=True)
+    assert sum(node.op_type == "QuantizeLinear" for node in result.qdq_model.graph.node) == 1
+    assert list(import_qdq(result.qdq_model).plan.layers) == ["fc"]
 
 
 @settings(max_examples=25, deadline=None)

@@ -7,7 +7,20 @@ from amct_onnx.errors import ModelError, PassError
 from amct_onnx.passes import invariants
 from amct_onnx.passes.graph import Graph
 from amct_onnx.passes.manager import run_passes
-from amct_onnx.passes.pipelines import DEPLOY, FAKE_QUANT, FUSE, GIVEN, PREPARE, QDQ, calibrate
+from amct_onnx.passes.pipelines import (
+    DEPLOY,
+    FAKE_QUANT,
+    FAKE_QUANT_GRIDS,
+    FUSE,
+    GIVEN,
+    PREPARE,
+    QDQ,
+    QDQ_GRIDS,
+    REWRITE,
+    TAKE_OVER_GRIDS,
+    calibrate,
+    calibrate_by_strategy,
+)
 from amct_onnx.passes.state import Invariant, Pass, QuantState
 
 # Every graph consists of standard operators until the deploy pipeline inserts others, and the plan names nodes that
@@ -18,6 +31,17 @@ AFTER_PLANNING = (invariants.STANDARD_ONLY, invariants.PLANNED)
 @pytest.mark.parametrize("scales", [calibrate([]), GIVEN], ids=["calibrated", "given"])
 @pytest.mark.parametrize("last", [DEPLOY, FAKE_QUANT, QDQ], ids=["deploy", "fake quant", "qdq"])
 def test_every_requirement_is_ensured_earlier(scales, last):
+    check(scales, last)
+
+
+@pytest.mark.parametrize(
+    "last", [FAKE_QUANT_GRIDS, QDQ_GRIDS, (*TAKE_OVER_GRIDS, *DEPLOY)], ids=["fake quant", "qdq", "deploy"]
+)
+def test_every_requirement_of_a_strategy_is_ensured_earlier(last):
+    check((*REWRITE, *calibrate_by_strategy([])), last)
+
+
+def check(scales, last):
     given = set()
     for step in PREPARE:
         assert {i.name for i in step.requires} <= given, step.name

@@ -27,9 +27,9 @@ NAMES = [
         "ModelError",
     ),
     *("NotAvailableError", "Nuq", "NuqConfig", "OutputError", "PassError", "QuantConfig", "QuantizeResult"),
-    *("RetrainConfig", "RetrainLayerConfig"),
-    *("RecordError", "SimulatedSession", "TensorConfig", "VerifyReport", "compare_models", "convert_model"),
-    *("import_caffe", "import_qdq", "quantize_onnx"),
+    *("RecordError", "RetrainConfig", "RetrainLayerConfig", "SimulatedSession", "StrategyConfig", "TensorConfig"),
+    *("TensorStrategy", "VerifyReport", "compare_models", "convert_model", "import_caffe", "import_qdq"),
+    "quantize_onnx",
     "verify_deploy_model",
     # AMCT's own, step by step
     *("calibration_session", "convert_qat_model", "create_quant_config", "quantize_model", "quantize_preprocess"),

@@ -15,7 +15,7 @@ from odd_graphs import NOT_IN_ORT, ODD_GRAPHS, REFUSED, save_with_external_data
 from onnx import AttributeProto, TensorProto
 
 import amct_onnx
-from amct_onnx import ConfigError, ModelError, QuantConfig, compare_models, quantize_onnx
+from amct_onnx import ConfigError, Hfmg, LayerConfig, ModelError, QuantConfig, compare_models, quantize_onnx
 from amct_onnx.formats.amct_json import read_json
 from amct_onnx.formats.record import parse_record, read_record
 from amct_onnx.kernels.ifmr import Ifmr, IfmrObserver
@@ -344,6 +344,39 @@ def test_so_it_does_for_every_kind_of_layer(name):
     again = quantize_onnx(case.model, json.loads(first.config), calibration=case.feeds, wide_fusion=True)
     assert (again.record, again.config) == (first.record, first.config)
     assert models_of(again) == models_of(first)
+
+
+def test_a_layer_that_turned_out_to_stay_float_is_asked_for_again():
+    source = network()
+    next(t for t in source.graph.initializer if t.name == "b1").CopyFrom(
+        onnx.numpy_helper.from_array(np.full(3, 1e9, np.float32), "b1")
+    )
+    options = {"wide_fusion": True, "calibration": [{"x": IMAGES}]}
+    first = quantize_onnx(source, {"common_config": {"arq_quantize": {"channel_wise": False}}}, **options)
+    assert "bias leaves int32" in first.plan.skipped["conv1"]
+    assert json.loads(first.config)["conv1"]["quant_enable"] is True
+    again = quantize_onnx(source, json.loads(first.config), **options)
+    assert everything(again) == everything(first)
+    assert again.plan.skipped == first.plan.skipped
+
+
+@pytest.mark.parametrize("activation", [Ifmr(), Ifmr(asymmetric=False, num_bits=16), Hfmg(num_of_bins=1024)])
+def test_a_layer_whose_input_no_scale_of_the_chip_fits_stays_float(activation):
+    source = network()
+    source.graph.node[1].CopyFrom(onnx.helper.make_node("Mul", ["c", "size"], ["r"], name="relu"))
+    source.graph.initializer.append(onnx.numpy_helper.from_array(np.float32(1e12), "size"))
+    result = quantize_onnx(source, calibration=[{"x": IMAGES}], common_config=LayerConfig(activation=activation))
+    assert list(result.plan.layers) == ["conv1"]
+    assert "the largest scale of the chip" in result.plan.skipped["conv2"]
+    assert result.output_errors["y"].sqnr > 30
+
+
+@pytest.mark.parametrize("activation", [Ifmr(), Hfmg()])
+def test_a_layer_whose_input_is_always_zero_is_quantized(activation):
+    zeros = [{"x": np.zeros_like(IMAGES)}]
+    result = quantize_onnx(network(), calibration=zeros, common_config=LayerConfig(activation=activation))
+    assert result.params["conv1"].activation.scale == 1
+    assert result.output_errors["y"].sqnr > 30
 
 
 def test_a_layer_called_like_a_setting_is_refused_before_anything_is_computed(tmp_path):

@@ -51,7 +51,7 @@ def quantized(files):
         ("skip_layers", "fc", "skip_layers must be a list of the names of layers, found str 'fc'"),
         ("skip_layers", [1], "an entry of skip_layers must be the name of a layer, found int 1"),
         ("batch_num", "1", "batch_num must be a whole number, found str '1'"),
-        ("batch_num", True, "batch_num must be a whole number, found"),
+        ("batch_num", True, "batch_num must be a whole number, found True"),
         ("activation_offset", 1, "activation_offset must be True or False, found int 1"),
         ("config_defination", 3, "config_defination must be the path of a file, found int 3"),
         ("updated_model", [], "updated_model must be the path of a file, found list"),
@@ -112,6 +112,8 @@ def test_caffe_models_are_given_as_amcts_caffe_form_does(files):
     assert json.loads(Path(files.config).read_text())["l"]["quant_enable"] is True
     with pytest.raises(amct.ModelError, match="half a Caffe model; give both files"):
         amct.create_quant_config(files.config, str(prototxt))
+    with pytest.raises(amct.ArgumentError, match=r"give the weights of a Caffe model by name, weights_file="):
+        amct.create_quant_config(files.config, str(prototxt), str(weights), None, 1)
 
 
 def test_a_missing_model_is_named(files):
@@ -158,6 +160,25 @@ def test_save_model_wants_what_quantize_model_wrote(files):
     amct.quantize_preprocess(files.config, files.record, files.model, files.modified)
     with pytest.raises(amct.ModelError, match="was written by quantize_preprocess; go on with quantize_model"):
         amct.save_model(files.modified, files.record, files.save_path)
+
+
+def test_a_model_that_observes_is_not_the_float_one(files):
+    quantized(files)
+    with pytest.raises(amct.ModelError, match=r"modified\.onnx: is a model to calibrate with .* give the float model"):
+        amct.quantize_model(files.config, files.modified, str(files.folder / "more.onnx"), files.record)
+    with pytest.raises(amct.ModelError, match="give the float model"):
+        amct.create_quant_config(files.config, files.modified)
+
+
+def test_files_that_were_moved_are_named(files):
+    quantized(files)
+    moved = files.folder / "moved"
+    moved.mkdir()
+    modified, record = (Path(path).rename(moved / Path(path).name) for path in (files.modified, files.record))
+    with pytest.raises(amct.RecordError, match=r"modified\.onnx: writes its factors to .*record\.txt, which is not"):
+        amct.calibration_session(modified)
+    with pytest.raises(amct.RecordError, match=r"0 of 1 .*; the model was made to write its factors to .*record\.txt"):
+        amct.save_model(modified, record, files.save_path)
 
 
 def test_save_model_refuses_a_record_without_scales(files):

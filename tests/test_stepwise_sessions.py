@@ -214,7 +214,7 @@ def test_a_record_that_is_gone_does_not_end_the_process(files):
     Path(files.record).unlink()
     LOOPS["AMCT_SO"](files.modified, feeds(3))
     assert not Path(files.record).exists()
-    with pytest.raises(amct.RecordError, match="cannot read the file"):
+    with pytest.raises(amct.RecordError, match="which is not there"):
         LOOPS["calibration_session"](files.modified, feeds(3))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 
 from amct_onnx.auto_calibration.arguments import sensitivity_of, strategy_of
 from amct_onnx.auto_calibration.capture import captured
@@ -42,17 +43,18 @@ def run_evaluator(
     given = load_config(config) if config is not None else with_options(load_config(None), {"batch_num": batch_num})
     path, source = path_of("--evaluator", script), read_source(model)
     target = Target.of(save_path, {"model": model, "evaluator": script}, FILES)
+    files = files_of(model, config, target.path("record.txt"), save_path)
+    save_path = os.path.join(os.getcwd(), save_path)  # the script may change the directory
     evaluator = load_evaluator(path)
     if judges(evaluator):
         chosen = strategy_of(strategy or "Greedy")
         compared = sensitivity_of("CosineSimilarity", chosen)
-        files = files_of(model, config, target.path("record.txt"), save_path)
         return auto_calibrate(source, evaluator, given, files, chosen, compared, "CosineSimilarity")
     if strategy is not None:
         raise ConfigError(
             f"--strategy: the evaluator of {script} has no evaluate and metric_eval, so it judges nothing"
         )
     _log.info("the evaluator of %s brings calibration data and judges nothing", script)
-    with working_folder(target.directory) as folder:
+    with working_folder(files.target.directory) as folder:
         batches = captured(evaluator, source, given.batch_num or 1, folder / target.path("modified_model.onnx").name)
-        return quantize_onnx(model, given, calibration=batches, save_path=save_path)
+        return quantize_onnx(files.model, given, calibration=batches, save_path=save_path)

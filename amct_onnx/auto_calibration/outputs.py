@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import json
 import logging
-import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from amct_onnx.auto_calibration.judge import Trial
 from amct_onnx.errors import OutputError
 from amct_onnx.formats.model_file import write_files
 from amct_onnx.formats.record import format_record
+from amct_onnx.formats.work_folder import work_folder
 from amct_onnx.passes.weights import LightModel
 from amct_onnx.quantize import Calibrated
 from amct_onnx.results import Target, layer_records
@@ -49,31 +49,38 @@ def working_folder(directory: Path) -> Iterator[Path]:
     Raises:
         OutputError: it cannot be made.
     """
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        temporary = tempfile.TemporaryDirectory(prefix=".amct_onnx-", dir=directory)
-    except OSError as error:
-        raise OutputError(f"{directory}: cannot be written to: {error.strerror or error}") from error
-    with temporary as folder:
-        yield Path(folder)
+    with ExitStack() as stack:
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            folder = stack.enter_context(work_folder(directory))
+        except OSError as error:
+            raise OutputError(f"{directory}: cannot be written to: {error.strerror or error}") from error
+        yield folder
 
 
 def files_of(model_file: object, config_file: object, record_file: object, save_dir: object) -> Files:
-    """The files that a call names; `config_file` may be None.
+    """The files that a call names, by their full paths: the user's code may change the directory.
+
+    config_file: may be None.
 
     Raises:
         ArgumentError, ConfigError: an argument is no path.
-        OutputError: a file that is read would be written.
+        OutputError: a file that is read would be written, or there is a directory in the place of one to write.
     """
     read = {"model_file": path_of("model_file", model_file)}
     if config_file is not None:
         read["config_file"] = path_of("config_file", config_file)
     record = path_of("record_file", record_file)
     target = target_of(save_dir, read)
-    files = Files(model=read["model_file"], record=record, target=target)
+    target = replace(target, directory=target.directory.absolute())
+    files = Files(model=read["model_file"].absolute(), record=record.absolute(), target=target)
     written = {ending: target.path(ending) for ending in SAVED_FILES}
     written |= {name: files.beside(name) for name in (RANKING, FINAL_CONFIG, TRIALS)}
-    require_apart({**written, "record_file": record}, read)
+    written["record_file"] = files.record
+    require_apart(written, read)
+    for path in written.values():
+        if path.is_dir():  # else it is found out after the whole search
+            raise OutputError(f"{path}: is a directory; a file of this name shall be written")
     return files
 
 

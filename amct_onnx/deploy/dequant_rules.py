@@ -55,11 +55,24 @@ def _scale(subject: Subject) -> Iterator[Problem]:
         if len(dims) != 1:
             yield Problem(node.label, f"scale of {len(dims)} axes", "one axis")
             continue
+        if node.op in WINDOW_CACHE:
+            yield from _scales_of_two_weights(node, dims[0])
+            continue
         state = subject.flow.accumulated(node.input(0))
         channels = None if state is None else state.channels
         if dims[0] < 1 or (channels is not None and dims[0] not in (1, channels)):
             known = "1 or the number of channels" if channels is None else f"1 or {channels}"
             yield Problem(node.label, f"{dims[0]} scales", known)
+
+
+def _scales_of_two_weights(node: Node, found: int) -> Iterator[Problem]:
+    """Recurrent layers: for each weight [1, rows, columns] one scale or as many as rows, one behind the other."""
+    rows = [dims_of(value.tensor)[1:2] for value in (node.input(1), node.input(2)) if value and value.tensor]
+    if len(rows) != 2 or () in rows:
+        return
+    (first,), (second,) = rows
+    if found not in (2, 1 + second, first + 1, first + second):
+        yield Problem(node.label, f"{found} scales", f"2, or {first + second}: one per row of both weights")
 
 
 def _high_words(subject: Subject) -> Iterator[Problem | Gap]:

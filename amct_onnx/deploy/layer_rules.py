@@ -83,6 +83,13 @@ def _biases(subject: Subject) -> Iterator[Problem]:
         bias = node.input(WINDOW_CACHE[node.op][0])
         if bias is not None and bias.elem_type != TensorProto.INT32:
             yield Problem(node.label, "a bias that is no INT32 constant", "an INT32 initializer, or none")
+            continue
+        weight = node.input(1)
+        if bias is None or bias.tensor is None or weight is None or weight.tensor is None:
+            continue
+        found, rows = math.prod(dims_of(bias.tensor)), dims_of(weight.tensor)[1:2]
+        if rows and found != 2 * rows[0]:
+            yield Problem(node.label, f"bias of {found} values", f"{2 * rows[0]}, one per row of each weight")
 
 
 def _bias_form(subject: Subject, layer: Layer, bias: Value) -> tuple[int | None, tuple[int, ...]]:

@@ -6,11 +6,12 @@ import json
 import logging
 import os
 from collections.abc import Collection, Mapping
-from typing import Any, NoReturn
+from typing import Any
 
 from amct_onnx.config import ACTIVATION_ALGORITHMS, WEIGHT_ALGORITHMS, LayerConfig, QuantConfig, TensorConfig
 from amct_onnx.errors import ConfigError, located, nearest
-from amct_onnx.formats.text_file import decode, read_text
+from amct_onnx.formats.json_text import load_json
+from amct_onnx.formats.text_file import read_text
 from amct_onnx.kernels.adaround import AdaRound
 from amct_onnx.kernels.arq import Arq
 from amct_onnx.kernels.checks import require_bool, require_choice, require_int
@@ -71,28 +72,7 @@ def parse_json(text: str | bytes, source: str) -> QuantConfig:
     Raises:
         ConfigError: not JSON, a key given twice, or what `config_from_json_object` raises.
     """
-    return config_from_json_object(json_value(text, source), source)
-
-
-def json_value(text: str | bytes, source: str) -> Any:
-    """The value that a JSON text writes.
-
-    Raises:
-        ConfigError: not JSON, or a key given twice; the message names `source` and the place in it.
-    """
-    text = decode(text, source, ConfigError)
-    with located(source):
-        try:
-            found = json.loads(text, object_pairs_hook=_distinct_keys, parse_constant=_refuse_constant)
-        except json.JSONDecodeError as failure:
-            raise ConfigError(f"line {failure.lineno}, column {failure.colno}: {failure.msg}") from failure
-        except RecursionError as failure:
-            raise ConfigError("objects are nested too deeply") from failure
-        except ConfigError:
-            raise
-        except ValueError as failure:  # an integer of more digits than Python reads
-            raise ConfigError(f"not readable as JSON: {failure}") from failure
-    return found
+    return config_from_json_object(load_json(text, source), source)
 
 
 def config_from_json_object(found: object, source: str) -> QuantConfig:
@@ -131,19 +111,6 @@ def _without_old_keys(found: Mapping[str, Any], where: str) -> dict[str, Any]:
         else:
             kept[key] = value
     return kept
-
-
-def _distinct_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in found:
-            raise ConfigError(f"the key {key!r} is given twice in one object; delete one of them")
-        found[key] = value
-    return found
-
-
-def _refuse_constant(name: str) -> NoReturn:
-    raise ConfigError(f"{name} is not a JSON number; write a finite number")
 
 
 def _settings(found: Mapping[str, Any]) -> dict[str, Any]:

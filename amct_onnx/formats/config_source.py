@@ -1,4 +1,4 @@
-"""One door for configurations: a .cfg, a config.json, a dict of either shape, a `QuantConfig`, or nothing."""
+"""One door for configurations: files and dicts of every dialect, told apart by their shape, or one ready made."""
 
 from __future__ import annotations
 
@@ -10,20 +10,23 @@ from typing import Any
 from amct_onnx.config import OWN_PRESET, QuantConfig
 from amct_onnx.errors import ConfigError, located
 from amct_onnx.formats.amct_cfg import ROOT, SCHEMA, parse_cfg
-from amct_onnx.formats.amct_json import LAYER_KEYS, config_from_json_object, parse_json
+from amct_onnx.formats.amct_json import LAYER_KEYS, config_from_json_object
 from amct_onnx.formats.cfg_dict import tree_from_dict
 from amct_onnx.formats.cfg_tree import config_from_tree
+from amct_onnx.formats.json_text import load_json
 from amct_onnx.formats.schema import load_schema
 from amct_onnx.formats.text_file import read_text
+from amct_onnx.formats.vitis_json import is_strategy, strategy_from_object
+from amct_onnx.strategy_config import StrategyConfig
 
-ConfigSource = str | os.PathLike[str] | Mapping[str, Any] | QuantConfig | None
+ConfigSource = str | os.PathLike[str] | Mapping[str, Any] | QuantConfig | StrategyConfig | None
 
 _JSON_BEGINS = re.compile(r"(\s|#[^\n]*(\n|$))*\{")
 _DICT = "configuration given as a dict"
 
 
 def load_config(source: ConfigSource) -> QuantConfig:
-    """The configuration that `source` stands for.
+    """AMCT's configuration that `source` stands for.
 
     Args:
         source: the path of a .cfg or of a config.json (told apart by content, not by name), a dict with the fields of
@@ -32,23 +35,33 @@ def load_config(source: ConfigSource) -> QuantConfig:
             data over himself. An override_layer_types or override_layer_configs may map names to blocks there.
 
     Raises:
-        ConfigError: the file cannot be read, is empty or no text; or the configuration is not allowed.
+        ConfigError: the file cannot be read, is empty or no text; the configuration is not allowed, or a strategy.
     """
+    config = load_any_config(source)
+    if isinstance(config, StrategyConfig):
+        raise ConfigError("a Vitis AI strategy says nothing here; give a configuration of AMCT")
+    return config
+
+
+def load_any_config(source: ConfigSource) -> QuantConfig | StrategyConfig:
+    """The same, or the Vitis AI strategy that a JSON file, a dict or a StrategyConfig stands for."""
     if source is None:
         return OWN_PRESET
-    if isinstance(source, QuantConfig):
+    if isinstance(source, (QuantConfig, StrategyConfig)):
         return source
     if isinstance(source, Mapping):
-        return _from_dict(source)
+        return strategy_from_object(source, _DICT) if is_strategy(source) else _from_dict(source)
     if isinstance(source, (str, os.PathLike)):
         return _from_file(source)
     raise ConfigError(f"a configuration is a path, a dict, a QuantConfig or None; found {type(source).__name__}")
 
 
-def _from_file(path: str | os.PathLike[str]) -> QuantConfig:
+def _from_file(path: str | os.PathLike[str]) -> QuantConfig | StrategyConfig:
     text = read_text(path, ConfigError)
-    parse = parse_json if _JSON_BEGINS.match(text) else parse_cfg
-    return parse(text, str(path))
+    if not _JSON_BEGINS.match(text):
+        return parse_cfg(text, str(path))
+    found = load_json(text, str(path))
+    return strategy_from_object(found, str(path)) if is_strategy(found) else config_from_json_object(found, str(path))
 
 
 def _from_dict(given: Mapping[Any, Any]) -> QuantConfig:

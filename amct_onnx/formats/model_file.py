@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
@@ -17,6 +15,7 @@ from onnx import TensorProto
 
 from amct_onnx.errors import AmctError, ModelError, OutputError
 from amct_onnx.formats.caffe.importer import read_caffe
+from amct_onnx.formats.work_folder import OLD, work_folder
 from amct_onnx.passes.protos import all_graphs, names_in_bodies
 from amct_onnx.passes.weights import (
     LARGEST_MESSAGE,
@@ -174,7 +173,6 @@ def staged(directory: Path, names: list[str]) -> Iterator[Path]:
         OutputError: the directory cannot be made or written to, or one of `names` is there and no file.
     """
     made: list[Path] = []
-    stage: Path | None = None
     try:
         _make(directory, made)
         for name in names:
@@ -182,11 +180,11 @@ def staged(directory: Path, names: list[str]) -> Iterator[Path]:
                 raise OutputError(f"{directory / name}: is a directory; a file of this name shall be written")
             if (directory / name).exists() and not (directory / name).is_file():
                 raise OutputError(f"{directory / name}: is a device or a pipe, which a file cannot take the place of")
-        stage = Path(tempfile.mkdtemp(prefix=".amct_onnx-", dir=directory))
-        files = stage / "new"
-        files.mkdir()
-        yield files
-        _move(files, directory, stage, names)
+        with work_folder(directory) as stage:
+            files = stage / "new"
+            files.mkdir()
+            yield files
+            _move(files, directory, stage, names)
         made = []
     except (OSError, ValueError) as error:
         if isinstance(error, AmctError):
@@ -194,8 +192,6 @@ def staged(directory: Path, names: list[str]) -> Iterator[Path]:
         reason = getattr(error, "strerror", None) or error
         raise OutputError(f"{directory}: cannot be written to: {reason}") from error
     finally:
-        if stage is not None:
-            shutil.rmtree(stage, ignore_errors=True)
         for folder in reversed(made):
             with suppress(OSError):  # somebody else has put something into it meanwhile
                 folder.rmdir()
@@ -244,7 +240,7 @@ def _move(files: Path, directory: Path, stage: Path, names: list[str]) -> None:
             target = directory / file.name
             kept = None
             if target.exists():
-                kept = stage / f"old {file.name}"
+                kept = stage / f"{OLD}{file.name}"
                 _keep(target, kept)
             done.append((target, kept))
             os.replace(file, target)

@@ -9,8 +9,8 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from amct_onnx.errors import ConfigError, located, nearest
-from amct_onnx.formats.amct_json import json_value
 from amct_onnx.formats.cfg_dict import tree_from_dict
+from amct_onnx.formats.json_text import load_json
 from amct_onnx.formats.retrain_cfg import BITS, ROOT, SCHEMA, parse_retrain_cfg, retrain_config_from_tree
 from amct_onnx.formats.schema import load_schema
 from amct_onnx.formats.text_file import read_text
@@ -64,7 +64,7 @@ def parse_retrain_json(text: str | bytes, source: str) -> RetrainConfig:
         ConfigError: not JSON, a key given twice or unknown, or a value of the wrong type or out of its range; the
             message names the layer.
     """
-    found = json_value(text, source)
+    found = load_json(text, source)
     with located(source):
         if not isinstance(found, Mapping):
             raise ConfigError(f"the outermost value must be an object, found {found!r:.60}")

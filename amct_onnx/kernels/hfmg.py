@@ -68,8 +68,15 @@ class HfmgObserver:
         self.count = 0  # finite values seen
         self.finite = True  # False once a NaN or an infinity was seen; these values count for nothing else
         self._settings = params
-        self._asymmetric = asymmetric
+        self.asymmetric = asymmetric
         self._histogram: _Histogram | None = None
+
+    @property
+    def extent(self) -> tuple[float, float]:
+        """The smallest and the largest value seen, and zero."""
+        return (
+            (0.0, 0.0) if self._histogram is None else (min(self._histogram.low, 0.0), max(self._histogram.high, 0.0))
+        )
 
     def update(self, array: ArrayLike) -> None:
         """Take in one batch of any shape; fp16 and float64 are converted to float32."""
@@ -92,7 +99,7 @@ class HfmgObserver:
         Raises:
             ValueError: it was made with other parameters.
         """
-        if (self._settings, self._asymmetric) != (other._settings, other._asymmetric):
+        if (self._settings, self.asymmetric) != (other._settings, other.asymmetric):
             raise ValueError("only observers with the same parameters can be merged")
         self.count += other.count
         self.finite = self.finite and other.finite
@@ -122,7 +129,7 @@ class HfmgObserver:
             raise DataError("no value was observed, so no range can be found")
         histogram, num_bits = self._histogram, self._settings.num_bits
         low, high = search(histogram.counts, histogram.low, histogram.high, num_bits=num_bits)
-        return params_from_range(low, high, asymmetric=self._asymmetric, num_bits=num_bits)
+        return params_from_range(low, high, asymmetric=self.asymmetric, num_bits=num_bits)
 
 
 def warm_up() -> None:

@@ -86,7 +86,7 @@ class IfmrObserver:
     def __init__(self, params: Ifmr, *, asymmetric: bool) -> None:
         """Start empty; `asymmetric` is the decision that `params` may leave open."""
         self._settings = params
-        self._asymmetric = asymmetric
+        self.asymmetric = asymmetric
         share = 1.0 - min(params.max_percentile, params.min_percentile)
         # so many values are cut off 2^30 values by a percentile, which is then exact up to that size
         self._histogram = SignedHistogram(kept=min(max(math.ceil(share * 2**30), 1 << 10), 1 << 14))
@@ -101,6 +101,11 @@ class IfmrObserver:
         """False once a NaN or an infinity was seen; these values count for nothing else."""
         return self._histogram.finite
 
+    @property
+    def extent(self) -> tuple[float, float]:
+        """The smallest and the largest value seen, and zero."""
+        return -float(self._histogram.negative.kth_largest(1)), float(self._histogram.positive.kth_largest(1))
+
     def update(self, array: ArrayLike) -> None:
         """Take in one batch of any shape; fp16 and float64 are converted to float32."""
         self._histogram.add(array)
@@ -111,7 +116,7 @@ class IfmrObserver:
         Raises:
             ValueError: it was made with other parameters.
         """
-        if (self._settings, self._asymmetric) != (other._settings, other._asymmetric):
+        if (self._settings, self.asymmetric) != (other._settings, other.asymmetric):
             raise ValueError("only observers with the same parameters can be merged")
         self._histogram.merge(other._histogram)
 
@@ -129,7 +134,7 @@ class IfmrObserver:
         losses += _losses(negative, candidates.scales, candidates.bottoms)
         scale = candidates.scales[np.argmin(losses)]
         half = 1 << (self._settings.num_bits - 1)
-        offset = np.clip(-np.rint(candidates.low / scale) - half, -half, half - 1) if self._asymmetric else 0
+        offset = np.clip(-np.rint(candidates.low / scale) - half, -half, half - 1) if self.asymmetric else 0
         return QuantParams(
             scale=np.asarray(scale), offset=np.asarray(offset, np.int32), num_bits=self._settings.num_bits
         )
@@ -143,8 +148,8 @@ class IfmrObserver:
         ratios = (start + step * np.arange(math.ceil((end - start) / step))).astype(np.float32)
         levels = (1 << self._settings.num_bits) - 1
         with np.errstate(over="ignore"):
-            tops = np.minimum(ratios * (high if self._asymmetric else max(high, low)), np.finfo(np.float32).max)
-        if self._asymmetric:
+            tops = np.minimum(ratios * (high if self.asymmetric else max(high, low)), np.finfo(np.float32).max)
+        if self.asymmetric:
             scales, bottoms = scale_of_span(-low, tops, levels), np.full_like(tops, low)
         else:
             scales, bottoms = scale_of_span(0, tops, (levels + 1) // 2 if high < low else levels // 2), tops

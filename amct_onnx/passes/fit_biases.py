@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from amct_onnx.kernels.dequant import bias_fits
-from amct_onnx.passes.graph import Node, constant_input
-from amct_onnx.passes.insert_dequant import scale_of
+from amct_onnx.passes.correct_biases import corrected_bias
+from amct_onnx.passes.graph import Array, Node
+from amct_onnx.passes.insert_dequant import Term, terms_of
 from amct_onnx.passes.invariants import ACTIVATIONS_KNOWN, PLANNED, WEIGHTS_KNOWN
-from amct_onnx.passes.layers import bias_input, has_weight
 from amct_onnx.passes.state import Pass, QuantState
 
 _SMALLEST = float(np.finfo(np.float32).tiny)
@@ -29,40 +29,46 @@ def _run(state: QuantState) -> None:
     nodes = {node.name: node for node in state.graph.nodes}
     for layer in state.layers():
         node = nodes[layer.name]
-        place = bias_input(state.graph, node) if has_weight(node) else None
-        bias = None if place is None else constant_input(*place)
-        if bias is not None and not bias_fits(bias, scale_of(state, node)):
-            _coarsen(state, node, bias.astype(np.float64))
-        if reason := _why_not_scale(state, node, bias):
-            state.left_float[layer.name] = reason
+        for term, bias in _parts(state, node):
+            if bias is not None and not bias_fits(bias, term.scale):
+                _coarsen(state, term, bias.astype(np.float64))
+            if reason := _why_not_scale(term, bias):
+                state.left_float[layer.name] = reason
 
 
 def _check(state: QuantState) -> None:
     """Leave the layers float whose bias does not fit; their scales are what they are."""
     nodes = {node.name: node for node in state.graph.nodes}
     for layer in state.layers():
-        node = nodes[layer.name]
-        place = bias_input(state.graph, node) if has_weight(node) else None
-        if reason := _why_not_scale(state, node, None if place is None else constant_input(*place)):
-            state.left_float[layer.name] = reason
+        for term, bias in _parts(state, nodes[layer.name]):
+            if reason := _why_not_scale(term, bias):
+                state.left_float[layer.name] = reason
 
 
-def _coarsen(state: QuantState, node: Node, bias: NDArray[np.float64]) -> None:
+def _parts(state: QuantState, node: Node) -> list[tuple[Term, Array | None]]:
+    """What a layer sums up, and the part of its bias that is on the scale of each."""
+    terms = terms_of(state, node)
+    bias = corrected_bias(state, node)
+    parts = [None] * len(terms) if bias is None else np.split(bias.reshape(-1), len(terms))
+    return list(zip(terms, parts, strict=True))
+
+
+def _coarsen(state: QuantState, term: Term, bias: NDArray[np.float64]) -> None:
     """Raise the weight scale of the channels whose bias does not fit, where each channel has its own."""
-    params = state.weights[node.name]
+    params = term.column[term.layer]
     if params.axis is None:
         return
-    needed = np.abs(bias) / (_LARGEST_BIAS * float(state.activations[node.name].scale))
+    needed = np.abs(bias) / (_LARGEST_BIAS * float(term.activation.scale))
     with np.errstate(over="ignore"):  # an infinite scale is found out below
         raised = np.maximum(params.scale, needed.astype(np.float32))
     channels = np.flatnonzero(raised > params.scale)
-    state.weights[node.name] = replace(params, scale=raised)
+    term.column[term.layer] = replace(params, scale=raised)
     listed = ", ".join(map(str, channels[:5])) + (", ..." if len(channels) > 5 else "")
-    state.remarks[node.name] = f"coarser weights in channel {listed}: the bias would leave int32 on their own scale"
+    state.remarks[term.layer] = f"coarser weights in channel {listed}: the bias would leave int32 on their own scale"
 
 
-def _why_not_scale(state: QuantState, node: Node, bias: NDArray[np.float32] | None) -> str | None:
-    scale = scale_of(state, node)
+def _why_not_scale(term: Term, bias: Array | None) -> str | None:
+    scale = term.scale
     if not (np.isfinite(scale) & (scale >= _SMALLEST)).all():
         return "the product of its activation and weight scale is no normal float32"
     if bias is None or bias_fits(bias, scale):

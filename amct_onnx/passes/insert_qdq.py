@@ -18,7 +18,6 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import TensorProto
 
-from amct_onnx.kernels.dequant import quantize_bias
 from amct_onnx.kernels.quant_params import QuantParams
 from amct_onnx.passes.graph import (
     Array,
@@ -31,10 +30,20 @@ from amct_onnx.passes.graph import (
     take_over_output,
     unique_name,
 )
-from amct_onnx.passes.insert_dequant import scale_of
+from amct_onnx.passes.insert_dequant import integer_bias, terms_of
 from amct_onnx.passes.invariants import ACTIVATIONS_KNOWN, PLANNED, STANDARD_ONLY, UNSHARED, WEIGHTS_KNOWN
-from amct_onnx.passes.layers import bias_input, group_of, has_weight, is_product, last_node, layout_of
-from amct_onnx.passes.quantize_weights import integers_of, levels_of
+from amct_onnx.passes.layers import (
+    bias_input,
+    group_of,
+    has_weight,
+    is_product,
+    is_recurrent,
+    last_node,
+    layout_of,
+    weight_indices,
+)
+from amct_onnx.passes.quantize_weights import integers_of, levels_of, params_of
+from amct_onnx.passes.recurrent_layers import INITIAL_H
 from amct_onnx.passes.state import Pass, QuantState
 from amct_onnx.passes.weights import ComputedArray
 
@@ -42,22 +51,30 @@ _OWN_DOMAIN = "com.microsoft"
 
 
 def _run(state: QuantState) -> None:
-    nodes = {node.name: node for node in state.graph.nodes}
     insertion = _Insertion(graph=state.graph, tensors=state.graph.tensor_names(), nodes=state.graph.node_names())
-    for layer in state.layers():
-        node = nodes[layer.name]
-        last = last_node(state.graph, node)
-        is_half = has_weight(node) and np.dtype(node.inputs[1].dtype) == np.float16
-        _quantize_input(insertion, node, 0, state.activations[layer.name], is_half=is_half)
-        if is_product(node):
-            _quantize_input(insertion, node, 1, state.weights[layer.name], is_half=False)
-        if has_weight(node):
-            _quantize_bias(insertion, state, node)
-            _quantize_weight(insertion, state, node)
-        if is_half:
-            _give_half(insertion, node, last)
-    for tensor in state.tensors():
-        _quantize_input(insertion, nodes[tensor.node], tensor.index, state.activations[tensor.key], is_half=False)
+    layers = {layer.name for layer in state.layers()}
+    for node in list(state.graph.nodes):  # in their order: a pair that several nodes read stands before the first
+        if node.name in layers:
+            _quantize_layer(insertion, state, node)
+        for tensor in state.tensors():
+            if tensor.node == node.name:
+                _quantize_input(insertion, node, tensor.index, state.activations[tensor.key], is_half=False)
+
+
+def _quantize_layer(insertion: _Insertion, state: QuantState, node: Node) -> None:
+    last = last_node(state.graph, node)
+    is_half = has_weight(node) and np.dtype(node.inputs[1].dtype) == np.float16
+    _quantize_input(insertion, node, 0, state.activations[node.name], is_half=is_half)
+    if is_product(node):
+        _quantize_input(insertion, node, 1, state.weights[node.name], is_half=False)
+    if is_recurrent(node):
+        _quantize_input(insertion, node, INITIAL_H, state.hidden[node.name], is_half=False)
+    if has_weight(node):
+        _quantize_bias(insertion, state, node)
+    for index in weight_indices(node):
+        _quantize_weight(insertion, state, node, index)
+    if is_half:
+        _give_half(insertion, node, last)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,18 +122,19 @@ def _quantize_input(insertion: _Insertion, node: Node, index: int, params: Quant
     set_input(node, index, insertion.ends[key])
 
 
-def _quantize_weight(insertion: _Insertion, state: QuantState, node: Node) -> None:
-    weight, params, layout = node.inputs[1], state.weights[node.name], layout_of(node)
+def _quantize_weight(insertion: _Insertion, state: QuantState, node: Node, index: int) -> None:
+    weight, params, layout = node.inputs[index], params_of(state, node.name, index), layout_of(node)
     by_group = params.axis is not None and layout.group > 1
     if by_group:  # no axis of the operator's own layout counts the channels
         shape = (weight.shape[1] * layout.group, weight.shape[0] // layout.group, *weight.shape[2:])
         integers = derived(weight, np.int8, shape, lambda w: levels_of(state, node.name, layout.channels_first(w)))
     else:
-        integers = integers_of(state, node)
+        integers = integers_of(state, node, index)
     axis = None if params.axis is None else 0 if by_group else layout.axis
     stored = insertion.graph.new_constant(weight.name, integers)
-    result = _dequantized(insertion, stored, params.scale, axis, node, "weight")
-    set_input(node, 1, _restored(insertion, node, result, weight.shape) if by_group else result)
+    what = "weight" if index == 1 else "recurrent"
+    result = _dequantized(insertion, stored, params.scale, axis, node, what)
+    set_input(node, index, _restored(insertion, node, result, weight.shape) if by_group else result)
 
 
 def _dequantized(
@@ -126,7 +144,7 @@ def _dequantized(
     name = f"{node.name}.{what}"
     shape = () if axis is None else (-1,)
     inputs = [stored, insertion.constant(f"{name}.scale", np.asarray(scale, np.float32).reshape(shape))]
-    if what == "weight":  # int32 has no zero point
+    if what != "bias":  # int32 has no zero point
         inputs.append(insertion.constant(f"{name}.zero_point", np.zeros(inputs[1].shape, np.int8)))
     attributes: dict[str, Any] = {} if axis is None else {"axis": axis}
     return insertion.put("DequantizeLinear", f"{name}.dequantize", inputs, node, **attributes)
@@ -150,10 +168,14 @@ def _quantize_bias(insertion: _Insertion, state: QuantState, node: Node) -> None
     if place is None:
         return
     holder, index = place
-    values, scale = constant_input(holder, index), scale_of(state, node)
+    values, terms = constant_input(holder, index), terms_of(state, node)
     assert values is not None
-    stored = insertion.graph.new_constant(holder.inputs[index].name, quantize_bias(values, scale))
+    stored = insertion.graph.new_constant(holder.inputs[index].name, integer_bias(state, node, values))
+    scale = terms[0].scale
     axis = None if state.weights[node.name].axis is None else 0
+    if len(terms) > 1:  # each part of [1, values] has scales of its own
+        rows = values.shape[-1] // len(terms)
+        scale, axis = np.concatenate([np.broadcast_to(term.scale, rows) for term in terms]), 1
     set_input(holder, index, _dequantized(insertion, stored, scale, axis, node, "bias"))
 
 

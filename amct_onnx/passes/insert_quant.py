@@ -1,5 +1,7 @@
 """Puts AscendQuant in front of every layer: q = round(x * scale) + offset, with the reciprocal as `scale`.
 
+LSTM and GRU quantize by themselves.
+
 A tensor that is quantized by itself goes through AscendQuant and back through AscendAntiQuant, whose `scale` is the
 scale itself.
 """
@@ -11,7 +13,7 @@ import numpy as np
 from amct_onnx.kernels.quant_params import QuantParams
 from amct_onnx.passes.graph import Graph, Node, Tensor, set_input, unique_name
 from amct_onnx.passes.invariants import ACTIVATIONS_KNOWN, PLANNED, STANDARD_ONLY
-from amct_onnx.passes.layers import is_product
+from amct_onnx.passes.layers import is_product, is_recurrent
 from amct_onnx.passes.state import Pass, QuantState
 
 
@@ -20,21 +22,32 @@ def _run(state: QuantState) -> None:
     nodes = {node.name: node for node in state.graph.nodes}
     for layer in state.layers():
         node, params = nodes[layer.name], state.activations[layer.name]
-        set_input(node, 0, _quantized(state.graph, node, 0, layer.name, params, names))
+        if is_recurrent(node):
+            continue
+        set_input(node, 0, quantized_input(state.graph, node, 0, layer.name, params, names))
         if is_product(node):
             prefix, second = f"{layer.name}.input1", state.weights[layer.name]
-            set_input(node, 1, _quantized(state.graph, node, 1, prefix, second, names))
+            set_input(node, 1, quantized_input(state.graph, node, 1, prefix, second, names))
     for tensor in state.tensors():
         node, params = nodes[tensor.node], state.activations[tensor.key]
         prefix = f"{tensor.node}.input{tensor.index}"
-        integers = _quantized(state.graph, node, tensor.index, prefix, params, names)
-        output = state.graph.new_tensor(unique_name(f"{prefix}.anti_quant.output0", names))
-        attributes = {"scale": float(params.scale), "offset": float(params.offset), "dst_type": "INT8"}
-        state.graph.insert("AscendAntiQuant", f"{prefix}.anti_quant", [integers], output, attributes, before=node)
-        set_input(node, tensor.index, output)
+        set_input(node, tensor.index, through_integers(state.graph, node, tensor.index, prefix, params, names))
 
 
-def _quantized(graph: Graph, node: Node, index: int, prefix: str, params: QuantParams, names: set[str]) -> Tensor:
+def through_integers(graph: Graph, node: Node, index: int, prefix: str, params: QuantParams, names: set[str]) -> Tensor:
+    """Input `index` of a node behind a new AscendQuant and a new AscendAntiQuant."""
+    integers = quantized_input(graph, node, index, prefix, params, names)
+    output = graph.new_tensor(unique_name(f"{prefix}.anti_quant.output0", names))
+    attributes = {
+        "scale": float(params.scale),
+        "offset": float(params.offset),
+        "dst_type": f"INT{params.num_bits}",
+    }
+    graph.insert("AscendAntiQuant", f"{prefix}.anti_quant", [integers], output, attributes, before=node)
+    return output
+
+
+def quantized_input(graph: Graph, node: Node, index: int, prefix: str, params: QuantParams, names: set[str]) -> Tensor:
     """Input `index` of a node behind a new AscendQuant."""
     output = graph.new_tensor(unique_name(f"{prefix}.quant.output0", names))
     attributes = {

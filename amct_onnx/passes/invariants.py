@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 from amct_onnx.passes.graph import dense_value, is_constant, is_standard, nodes_of, type_name
-from amct_onnx.passes.layers import bias_input, has_weight, is_product, why_not
+from amct_onnx.passes.layers import bias_input, is_product, is_recurrent, weight_indices, why_not
 from amct_onnx.passes.state import Invariant, QuantState
 
 
@@ -35,11 +35,11 @@ def _plain_gemm(state: QuantState) -> list[str]:
 
 def _unshared(state: QuantState) -> list[str]:
     return [
-        f"{node.name!r} shares its weight {node.inputs[1].name!r}"
+        f"{node.name!r} shares its weight {node.inputs[index].name!r}"
         for node in state.graph.nodes
         if why_not(node) is None
-        and has_weight(node)
-        and (len(node.inputs[1].outputs) > 1 or state.graph.is_output(node.inputs[1]))
+        for index in weight_indices(node)
+        if len(node.inputs[index].outputs) > 1 or state.graph.is_output(node.inputs[index])
     ]
 
 
@@ -52,9 +52,10 @@ def _planned_exist(state: QuantState) -> list[str]:
 def _weights_known(state: QuantState) -> list[str]:
     nodes = {node.name: node for node in state.graph.nodes}
     return [
-        f"no weight parameters for {layer.name!r}"
+        f"no parameters for weight {index} of {layer.name!r}"
         for layer in state.layers()
-        if has_weight(nodes[layer.name]) and layer.name not in state.weights
+        for index in weight_indices(nodes[layer.name])
+        if layer.name not in (state.recurrent if index == 2 else state.weights)
     ]
 
 
@@ -63,7 +64,9 @@ def _activations_known(state: QuantState) -> list[str]:
     planned = [layer.name for layer in state.layers()] + [tensor.key for tensor in state.tensors()]
     products = [layer.name for layer in state.layers() if is_product(nodes[layer.name])]
     found = [f"no activation parameters for {name!r}" for name in planned if name not in state.activations]
-    return found + [f"no parameters for input 1 of {name!r}" for name in products if name not in state.weights]
+    found += [f"no parameters for input 1 of {name!r}" for name in products if name not in state.weights]
+    recurrent = [layer.name for layer in state.layers() if is_recurrent(nodes[layer.name])]
+    return found + [f"no parameters for the state of {name!r}" for name in recurrent if name not in state.hidden]
 
 
 def _standard_only(state: QuantState) -> list[str]:
@@ -75,6 +78,8 @@ def _ascend_pairs(state: QuantState) -> list[str]:
     violations = []
     for layer in state.layers():
         node = nodes[layer.name]
+        if is_recurrent(node):
+            continue
         source = node.inputs[0].inputs
         if not source or source[0].op != "AscendQuant":
             violations.append(f"input of {layer.name!r} does not come from AscendQuant")
@@ -101,5 +106,5 @@ PLANNED = Invariant(name="every planned layer is in the graph", check=_planned_e
 WEIGHTS_KNOWN = Invariant(name="weight parameters are known", check=_weights_known)
 ACTIVATIONS_KNOWN = Invariant(name="activation parameters are known", check=_activations_known)
 STANDARD_ONLY = Invariant(name="standard operators only", check=_standard_only)
-ASCEND_PAIRS = Invariant(name="every layer stands between AscendQuant and AscendDequant", check=_ascend_pairs)
+ASCEND_PAIRS = Invariant(name="layers stand between AscendQuant and AscendDequant", check=_ascend_pairs)
 INTEGER_BIASES = Invariant(name="biases are int32", check=_integer_biases)

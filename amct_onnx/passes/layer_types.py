@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from amct_onnx.errors import ConfigError, nearest
 
-QUANTIZABLE = ("AveragePool", "Conv", "ConvTranspose", "Gemm", "MatMul")
+RECURRENT = ("GRU", "LSTM")
+"""Operators with two weights, and with a hidden state beside their input."""
+
+QUANTIZABLE = ("AveragePool", "Conv", "ConvTranspose", "Gemm", "MatMul", *RECURRENT)
 """Operators that the engine can quantize."""
 
-PER_CHANNEL = frozenset({"Conv", "ConvTranspose"})
+PER_CHANNEL = frozenset({"Conv", "ConvTranspose", *RECURRENT})
 """Operators whose weights may have one scale per output channel on the chip."""
 
 _NAMES: dict[str, tuple[tuple[str, ...], int | None]] = {
-    **{op: ((op,), None) for op in (*QUANTIZABLE, "LSTM", "GRU")},
+    **{op: ((op,), None) for op in QUANTIZABLE},
     # torch
     "Conv1d": (("Conv",), 1),
     "Conv2d": (("Conv",), 2),

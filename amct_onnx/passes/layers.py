@@ -19,7 +19,8 @@ from amct_onnx.passes.graph import (
     sole_consumer,
     type_name,
 )
-from amct_onnx.passes.layer_types import QUANTIZABLE
+from amct_onnx.passes.layer_types import QUANTIZABLE, RECURRENT
+from amct_onnx.passes.recurrent_layers import why_not_recurrent
 
 
 def has_weight(node: Node) -> bool:
@@ -32,9 +33,22 @@ def is_product(node: Node) -> bool:
     return node.op == "MatMul" and not any(is_constant(tensor) for tensor in node.inputs)
 
 
-def weight_of(node: Node) -> Array:
-    """The weight of a layer: Conv [Cout, Cin/g, k...], ConvTranspose [Cin, Cout/g, k...], Gemm and MatMul [K, N]."""
-    values = constant_input(node, 1)
+def is_recurrent(node: Node) -> bool:
+    """Whether the node is an LSTM or a GRU: its weights are at inputs 1 and 2, what they multiply at 0 and 5."""
+    return node.op in RECURRENT
+
+
+def weight_indices(node: Node) -> tuple[int, ...]:
+    """Which inputs of a layer are weights."""
+    return (1, 2) if is_recurrent(node) else (1,) if has_weight(node) else ()
+
+
+def weight_of(node: Node, index: int = 1) -> Array:
+    """A weight of a layer: Conv [Cout, Cin/g, k...], ConvTranspose [Cin, Cout/g, k...], Gemm and MatMul [K, N].
+
+    LSTM and GRU: [1, gate rows, columns], both.
+    """
+    values = constant_input(node, index)
     assert values is not None, f"{node.name} has no constant weight"
     return values
 
@@ -76,7 +90,7 @@ def is_depthwise(node: Node) -> bool:
 
 
 def output_channels(node: Node) -> int:
-    """Cout of a layer with a weight."""
+    """Cout of a layer with a weight: the rows of all gates where it is recurrent."""
     shape = node.inputs[1].shape
     if node.op == "Conv":
         return int(shape[0])
@@ -90,8 +104,8 @@ def input_channels(node: Node) -> int:
 
 
 def input_axis(node: Node) -> int:
-    """The axis of a layer's weight that its input channels are on."""
-    return 1 if node.op == "Conv" else 0
+    """The axis of a layer's weights that the input channels are on."""
+    return 2 if is_recurrent(node) else 1 if node.op == "Conv" else 0
 
 
 def along_channels(layer: Node, k: Array) -> Array:
@@ -130,8 +144,9 @@ def bias_input(graph: Graph, node: Node) -> tuple[Node, int] | None:
     """The node and input index that hold the layer's bias, or None where it has none."""
     if (add := bias_add(graph, node)) is not None:
         return add, 1
-    if node.op in ("Conv", "ConvTranspose", "Gemm") and has_input(node, 2):
-        return node, 2
+    index = 3 if is_recurrent(node) else 2
+    if node.op in ("Conv", "ConvTranspose", "Gemm", *RECURRENT) and has_input(node, index):
+        return node, index
     return None
 
 
@@ -142,11 +157,13 @@ def last_node(graph: Graph, node: Node) -> Node:
 
 def why_not_16_bits(node: Node) -> str | None:
     """Why the activations of a layer cannot have 16 bits, or None where they can."""
+    if is_recurrent(node):
+        return None
     if node.op == "Gemm":
         return None if has_input(node, 2) else "it has no bias"
     axes = spatial_axes(node)
     if node.op not in ("Conv", "ConvTranspose") or axes not in (1, 2):
-        return "only 1-D and 2-D Conv and ConvTranspose, and Gemm with a bias, take 16"
+        return "only 1-D and 2-D Conv and ConvTranspose, Gemm with a bias, LSTM and GRU take 16"
     return None
 
 
@@ -156,14 +173,19 @@ def why_not_4_bits(node: Node) -> str | None:
         return "it has no weight"
     if group_of(node) != 1:
         return "it has groups"
-    channels = int(node.inputs[1].shape[input_axis(node)])
-    return f"its number of input channels, {channels}, is odd" if channels % 2 else None
+    for index in weight_indices(node):
+        channels = int(node.inputs[index].shape[input_axis(node)])
+        if channels % 2:
+            return f"its number of input channels, {channels}, is odd"
+    return None
 
 
 def why_not(node: Node) -> str | None:
     """Why a node cannot be quantized, as a sentence, or None where it can."""
     if not is_standard(node):
         return f"{node.domain}.{node.op} is not an operator that can be quantized"
+    if node.op == "GlobalAveragePool":
+        return "GlobalAveragePool is quantized only with global_pools=True, as an AveragePool"
     if node.op not in QUANTIZABLE:
         return f"{node.op} is not an operator that can be quantized"
     return _OBJECTIONS[node.op](node)
@@ -206,6 +228,8 @@ def _why_not_conv(node: Node) -> str | None:
         return f"a {axes}-D convolution; Ascend takes 1-D, 2-D and 3-D ones"
     if axes == 3 and node.attrs.get("dilations", [1])[0] != 1:
         return "a 3-D convolution with dilation in depth, which Ascend does not quantize"
+    if axes == 3 and (auto := node.attrs.get("auto_pad", "NOTSET")) not in ("NOTSET", "VALID"):
+        return f"a 3-D convolution with auto_pad {auto}, which Ascend does not take; it takes pads as numbers"
     return None
 
 
@@ -252,4 +276,5 @@ _OBJECTIONS = {
     "Gemm": _why_not_gemm,
     "MatMul": _why_not_matmul,
     "AveragePool": _why_not_pool,
+    **dict.fromkeys(RECURRENT, why_not_recurrent),
 }

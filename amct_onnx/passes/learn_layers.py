@@ -17,9 +17,10 @@ from threadpoolctl import threadpool_limits
 
 from amct_onnx.kernels.adaround import AdaRound, Layer
 from amct_onnx.passes.calibration import CalibrationRun, Sizes
+from amct_onnx.passes.correct_biases import corrected_bias
 from amct_onnx.passes.fused_activation import fused_activation
-from amct_onnx.passes.graph import Array, Graph, Node, constant_input
-from amct_onnx.passes.layers import bias_input, channels_first, last_node, output_channels, weight_of
+from amct_onnx.passes.graph import Array, Graph, Node
+from amct_onnx.passes.layers import channels_first, last_node, output_channels, weight_of
 from amct_onnx.passes.observation import Feed, exposing_tensors
 from amct_onnx.passes.sample_rows import InputSampler, OutputSampler, matrix_shape
 from amct_onnx.passes.session import open_session
@@ -170,8 +171,7 @@ def as_matrices(state: QuantState, node: Node, samples: Samples, scale: float) -
     wanted = np.ascontiguousarray(samples.outputs.reshape(-1, groups, channels).transpose(1, 0, 2))
     base = np.matmul(rows, weight.transpose(0, 2, 1))
     base -= wanted
-    place = bias_input(state.graph, node)
-    bias = None if place is None else constant_input(*place)
+    bias = corrected_bias(state, node)
     if bias is not None:
         base += bias.astype(np.float32).reshape(groups, 1, channels)
     return Layer(

@@ -21,7 +21,7 @@ from amct_onnx.passes.graph import (
     unique_name,
 )
 from amct_onnx.passes.invariants import ASCEND_PAIRS, STANDARD_ONLY
-from amct_onnx.passes.layers import bias_input, has_weight, spatial_axes
+from amct_onnx.passes.layers import bias_input, has_weight, is_recurrent, spatial_axes
 from amct_onnx.passes.state import Pass, QuantState
 
 
@@ -37,6 +37,8 @@ def _run(state: QuantState) -> None:
         _lower_anti_quant(graph, anti_quant, names)
     for layer in state.layers():
         node = nodes[layer.name]
+        if is_recurrent(node):
+            continue
         bias = bias_input(graph, node)
         if has_weight(node):
             _to_float(graph, node, 1)

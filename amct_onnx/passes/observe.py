@@ -16,14 +16,18 @@ from typing import Any
 import numpy as np
 
 from amct_onnx.kernels import hfmg, ifmr
+from amct_onnx.kernels.channel_means import MeansObserver
 from amct_onnx.kernels.hfmg import Hfmg, HfmgObserver
 from amct_onnx.kernels.ifmr import Ifmr, IfmrObserver
-from amct_onnx.kernels.quant_params import QuantParams, round_to_fp16
+from amct_onnx.kernels.quant_params import FLT_EPS, QuantParams, round_to_fp16
+from amct_onnx.kernels.strategy import TensorStrategy
 from amct_onnx.passes.calibration import CalibrationRun, Sizes, why_unusable
+from amct_onnx.passes.correct_biases import channel_axis
 from amct_onnx.passes.invariants import ACTIVATIONS_KNOWN, PLANNED, STANDARD_ONLY, WEIGHTS_KNOWN
-from amct_onnx.passes.layers import is_product
+from amct_onnx.passes.layers import has_weight, is_product, is_recurrent
 from amct_onnx.passes.observation import Feed, Watch
 from amct_onnx.passes.quantize_weights import with_fake_weights
+from amct_onnx.passes.recurrent_layers import INITIAL_H
 from amct_onnx.passes.resources import available_cores
 from amct_onnx.passes.state import Pass, QuantPlan, QuantState
 
@@ -33,14 +37,18 @@ def observe(run: CalibrationRun) -> Pass:
 
     def find(state: QuantState) -> None:
         served = _places_by_watch(state, run.first)
+        means = _means_by_input(state)
         model = with_fake_weights(state).to_light()
-        run.show(model, [watch for watch, _, _ in served])
+        run.show(model, [watch for watch, *_ in (*served, *means)])
         del model
         state.softened.clear()  # as large as the weights, and of no more use
         found = scales_of(served, joint_keys(state.plan), fp16=state.plan.fp16_scales)
         state.activations.update(found.activations)
-        state.weights.update(found.seconds)
+        _take_seconds(state, served, found)
         state.left_float.update(found.left_float)
+        for watch, seen, layers in means:
+            if why_unusable(watch) is None:
+                state.means.update(dict.fromkeys(layers, seen.means()))
 
     return Pass(
         name="observe",
@@ -60,7 +68,7 @@ def warm_up_beside(plan: QuantPlan) -> None:
 RangeObserver = IfmrObserver | HfmgObserver
 
 Place = tuple[str, bool]
-"""A layer or a tensor that is planned by itself; whether it is the second input of the layer."""
+"""A layer or a tensor that is planned by itself; whether it is the second activation of the layer."""
 
 Served = tuple[Watch, RangeObserver, list[Place]]
 
@@ -70,7 +78,7 @@ class Scales:
     """What was found.
 
     activations: layer, or key of a tensor -> parameters.
-    seconds: layer -> parameters of its second input, where that is an activation too.
+    seconds: layer -> parameters of its second activation: input 1 of a product, the hidden state of an LSTM or GRU.
     left_float: layer, or key of a tensor -> why it stays float.
     """
 
@@ -94,17 +102,19 @@ def _places_by_watch(state: QuantState, first: Feed) -> list[Served]:
 def places_by_tensor(state: QuantState) -> dict[tuple[str, Ifmr | Hfmg], list[Place]]:
     """Each tensor to observe, and how -> the layers and planned tensors that it is for."""
     nodes = {node.name: node for node in state.graph.nodes}
-    wanted: list[tuple[Place, str, Ifmr | Hfmg | QuantParams]] = []
+    wanted: list[tuple[Place, str, Ifmr | Hfmg | QuantParams | TensorStrategy]] = []
     for layer in state.layers():
         node = nodes[layer.name]
         wanted.append(((layer.name, False), node.inputs[0].name, layer.activation))
         if is_product(node):
             wanted.append(((layer.name, True), node.inputs[1].name, layer.activation))
+        if is_recurrent(node):
+            wanted.append(((layer.name, True), node.inputs[INITIAL_H].name, layer.activation))
     for own in state.tensors():
         wanted.append(((own.key, False), nodes[own.node].inputs[own.index].name, own.activation))
     found: dict[tuple[str, Ifmr | Hfmg], list[Place]] = {}
     for place, tensor, activation in wanted:
-        assert not isinstance(activation, QuantParams), "it is given, there is nothing to observe"
+        assert isinstance(activation, (Ifmr, Hfmg)), "there is nothing to observe, or another way to"
         found.setdefault((tensor, activation), []).append(place)
     return found
 
@@ -116,6 +126,19 @@ def joint_keys(plan: QuantPlan) -> list[tuple[str, ...]]:
         if tensor.joint:
             pairs.setdefault(tensor.node, []).append(tensor.key)
     return [tuple(keys) for keys in pairs.values()]
+
+
+def _means_by_input(state: QuantState) -> list[tuple[Watch, MeansObserver, list[str]]]:
+    """One observer for each tensor whose means a layer's bias is corrected with, and those layers."""
+    nodes = {node.name: node for node in state.graph.nodes}
+    found: dict[tuple[str, int], list[str]] = {}
+    for layer in state.layers():
+        node = nodes[layer.name]
+        if layer.correct_bias and has_weight(node):
+            found.setdefault((node.inputs[0].name, channel_axis(node)), []).append(layer.name)
+    observers = [MeansObserver(axis=axis) for _, axis in found]
+    watches = [Watch(tensor=tensor, observer=seen) for (tensor, _), seen in zip(found, observers, strict=True)]
+    return list(zip(watches, observers, found.values(), strict=True))
 
 
 def observer_for(activation: Ifmr | Hfmg) -> RangeObserver:
@@ -145,7 +168,42 @@ def scales_of(served: Sequence[Served], joint: Iterable[tuple[str, ...]], *, fp1
 def _search(served: Served) -> QuantParams | str:
     """What was found, or why nothing can be."""
     watch, observer, _ = served
-    return why_unusable(watch) or observer.params()
+    return why_unusable(watch) or _usable(observer)
+
+
+_SMALLEST = np.float32(2.0**-22)
+"""The scale of activations that are all but zero: above what the chip takes, and a square of what fp16 holds."""
+
+
+def _usable(observer: RangeObserver) -> QuantParams | str:
+    """What an observer found, but for ranges so small that AMCT gives them the scale 1, which rounds all to zero.
+
+    Or why there is no scale: the chip takes none above 2^23.
+    """
+    found = observer.params()
+    low, high = observer.extent
+    if found.scale > 1 / FLT_EPS:
+        largest = max(-low, high)
+        return f"its input reaches {largest:.3g} on the calibration data, and the largest scale of the chip is 2^23"
+    if found.scale != 1.0 or not 0 < max(-low, high) < 0.5:
+        return found
+    offset = np.clip(np.rint(found.q_min - low / _SMALLEST), found.q_min, found.q_max) if observer.asymmetric else 0
+    return replace(found, scale=np.asarray(_SMALLEST), offset=np.asarray(offset, np.int32))
+
+
+def _take_seconds(state: QuantState, served: Sequence[Served], found: Scales) -> None:
+    """Write down the second activations; layers whose hidden state was never seen to differ from zero stay float."""
+    nodes = {node.name: node for node in state.graph.nodes}
+    zeros = {
+        name for _, observer, places in served if observer.extent == (0.0, 0.0) for name, second in places if second
+    }
+    for name, params in found.seconds.items():
+        if not is_recurrent(nodes[name]):
+            state.weights[name] = params
+        elif name in zeros:
+            state.left_float[name] = "its initial_h is zero on all calibration data, which says nothing of later states"
+        else:
+            state.hidden[name] = params
 
 
 def _join(scales: Scales, served: Iterable[Served], joint: Iterable[tuple[str, ...]], fp16: bool) -> None:
@@ -160,7 +218,7 @@ def _join(scales: Scales, served: Iterable[Served], joint: Iterable[tuple[str, .
         merged: Any = deepcopy(first)  # a layer may have it too
         if second is not first:
             merged.merge(second)
-        _conclude(scales, [(key, False) for key in keys], merged.params(), fp16)
+        _conclude(scales, [(key, False) for key in keys], _usable(merged), fp16)
 
 
 def _conclude(scales: Scales, places: Iterable[Place], found: QuantParams | str, fp16: bool) -> None:

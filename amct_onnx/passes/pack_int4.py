@@ -7,7 +7,7 @@ from functools import partial
 from amct_onnx.kernels.int4 import packed
 from amct_onnx.passes.graph import derived, set_input
 from amct_onnx.passes.invariants import ASCEND_PAIRS
-from amct_onnx.passes.layers import has_weight, input_axis
+from amct_onnx.passes.layers import has_weight, input_axis, weight_indices
 from amct_onnx.passes.state import Pass, QuantState
 
 
@@ -17,10 +17,11 @@ def _run(state: QuantState) -> None:
         node = nodes[layer.name]
         if not has_weight(node) or state.weights[layer.name].num_bits != 4:
             continue
-        old, axis = node.inputs[1], input_axis(node)
-        shape = [size // 2 if i == axis else size for i, size in enumerate(old.shape)]
-        fresh = derived(old, "int8", shape, partial(packed, axis=axis))
-        set_input(node, 1, state.graph.new_constant(old.name, fresh))
+        for index in weight_indices(node):
+            old, axis = node.inputs[index], input_axis(node)
+            shape = [size // 2 if i == axis else size for i, size in enumerate(old.shape)]
+            fresh = derived(old, "int8", shape, partial(packed, axis=axis))
+            set_input(node, index, state.graph.new_constant(old.name, fresh))
 
 
 PACK_INT4 = Pass(name="pack 4-bit weights", run=_run, requires=(ASCEND_PAIRS,), ensures=(ASCEND_PAIRS,))

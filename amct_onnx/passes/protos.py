@@ -90,6 +90,11 @@ def hide_what_is_lost(nodes: Iterable[onnx.NodeProto]) -> None:
             node.attribute.append(_packed(_NOTES, notes.SerializeToString()))
 
 
+def empty_list(name: str, kind: AttributeProto.AttributeType) -> str:
+    """An attribute without values, of the type FLOATS for one, as the library carries it."""
+    return _packed(name, AttributeProto(name=name, type=kind).SerializeToString()).s.decode()
+
+
 def _packed(name: str, content: bytes) -> AttributeProto:
     return onnx.helper.make_attribute(name, HIDDEN + base64.b64encode(content).decode())
 

@@ -27,7 +27,7 @@ from amct_onnx.passes.graph import (
     unique_name,
 )
 from amct_onnx.passes.layer_types import PER_CHANNEL, QUANTIZABLE
-from amct_onnx.passes.layers import layout_of
+from amct_onnx.passes.layers import is_recurrent, layout_of
 from amct_onnx.passes.quantized_constants import Grid, fold_constants
 from amct_onnx.passes.quantizers import Quantizer, is_dequantizer, is_quantizer, quantizer_of
 
@@ -210,6 +210,11 @@ def _read_layers(
         if node.op not in QUANTIZABLE or not is_standard(node):
             continue
         match = _match_behind(node.inputs[0], matches)
+        if is_recurrent(node):
+            reading.reasons.setdefault(
+                node.name, "pairs around recurrent layers are not read; quantize the float model"
+            )
+            continue
         second = _match_behind(node.inputs[1], matches) if node.op == "MatMul" else None
         weight = _weight_of(node, grids) if node.op != "AveragePool" and second is None else None
         if match is None and not isinstance(weight, QuantParams):

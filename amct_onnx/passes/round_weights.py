@@ -10,6 +10,7 @@ import numpy as np
 
 from amct_onnx.kernels.adaround import learn_rounding, nearest
 from amct_onnx.passes.calibration import CalibrationRun
+from amct_onnx.passes.correct_biases import CORRECT_BIASES
 from amct_onnx.passes.graph import Array, Node
 from amct_onnx.passes.insert_dequant import INSERT_DEQUANT
 from amct_onnx.passes.insert_quant import INSERT_QUANT
@@ -20,13 +21,22 @@ from amct_onnx.passes.lower_ascend import LOWER_ASCEND
 from amct_onnx.passes.manager import run_passes
 from amct_onnx.passes.merge_quants import MERGE_QUANTS
 from amct_onnx.passes.quantize_weights import STORE_INTEGER_WEIGHTS
+from amct_onnx.passes.recurrent import FAKE_RECURRENT
 from amct_onnx.passes.resources import available_cores
 from amct_onnx.passes.soften_weights import learned_layers
 from amct_onnx.passes.state import Pass, QuantState
 
 _log = logging.getLogger("amct_onnx")
 
-_QUANTIZE = (INSERT_QUANT, INSERT_DEQUANT, STORE_INTEGER_WEIGHTS, MERGE_QUANTS, LOWER_ASCEND)
+_QUANTIZE = (
+    CORRECT_BIASES,
+    INSERT_QUANT,
+    INSERT_DEQUANT,
+    STORE_INTEGER_WEIGHTS,
+    MERGE_QUANTS,
+    FAKE_RECURRENT,
+    LOWER_ASCEND,
+)
 
 
 def round_weights(run: CalibrationRun) -> Pass:

@@ -81,13 +81,30 @@ def open_session(model: onnx.ModelProto | LightModel, what: str, *, optimize: bo
     if not optimize:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:
-        light = detached(model)
+        light = _without_unread(detached(model))
         light = replace(light, proto=_seeded(light.proto))
         if sum(weight.nbytes for weight in light.weights.values()) > _LARGE:
             return _open_large(light, options)
         return _open(light.proto, light.weights, options)
     except Exception as error:
         raise ModelError(f"onnxruntime does not accept {what}: {_in_one_line(error)}") from error
+
+
+def _without_unread(light: LightModel) -> LightModel:
+    """The model without the large weights that nothing reads: onnxruntime drops them, and then misses them."""
+    graph = light.proto.graph
+    read = {name for node in graph.node for name in node.input} | {value.name for value in graph.output}
+    unread = set(light.weights) - read
+    if not unread:
+        return light
+    proto = onnx.ModelProto()
+    proto.CopyFrom(light.proto)
+    for field in ("initializer", "input"):
+        values: Any = getattr(proto.graph, field)
+        kept = [value for value in values if value.name not in unread]
+        del values[:]
+        values.extend(kept)
+    return LightModel(proto=proto, weights={n: weight for n, weight in light.weights.items() if n not in unread})
 
 
 def _open(

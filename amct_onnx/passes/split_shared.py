@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from amct_onnx.passes.graph import Node, constant, set_input, unique_name
 from amct_onnx.passes.invariants import LIFTED, NAMED, UNSHARED
-from amct_onnx.passes.layers import bias_input, has_weight, why_not
+from amct_onnx.passes.layers import bias_input, has_weight, weight_indices, why_not
 from amct_onnx.passes.state import Pass, QuantState
 
 
@@ -13,7 +13,8 @@ def _run(state: QuantState) -> None:
     for node in state.graph.nodes:
         if why_not(node) is not None or not has_weight(node):
             continue
-        _own(state, node, 1, f"{node.name}.weight", names)
+        for index in weight_indices(node):
+            _own(state, node, index, f"{node.name}.{'weight' if index == 1 else 'recurrent'}", names)
         if (place := bias_input(state.graph, node)) is not None:
             _own(state, *place, f"{node.name}.bias", names)
 

@@ -12,10 +12,12 @@ from numpy.typing import NDArray
 from amct_onnx.kernels.adaround import AdaRound
 from amct_onnx.kernels.arq import Arq
 from amct_onnx.kernels.dmq import Dmq
+from amct_onnx.kernels.grid import Grid
 from amct_onnx.kernels.hfmg import Hfmg
 from amct_onnx.kernels.ifmr import Ifmr
 from amct_onnx.kernels.nuq import Nuq
 from amct_onnx.kernels.quant_params import QuantParams
+from amct_onnx.kernels.strategy import TensorStrategy
 from amct_onnx.passes.graph import Graph
 
 
@@ -28,16 +30,26 @@ class LayerPlan:
         for input 1 where that is an activation.
     weight: algorithm for the weight, with `channel_wise` decided; or what it would find. A layer without a weight
         ignores it; where input 1 is an activation, it holds what is given for that.
+    bias: strategy for the bias; None for int32 on the product of both scales.
     balancer: moves outliers from the input to the weight; or its factors, where they are given; None for no balancing.
     cluster: the integers that are left to the weight, where they are given; else empty.
+    hidden, recurrent: of an LSTM or GRU, what is given for its hidden state and for what that is multiplied by; else
+        None: they are found as the others are.
+    equalise: scale its channels against those of a neighbour that is equalised too.
+    correct_bias: take out of its bias what the error of its weights adds on average.
     """
 
     name: str
     op_type: str
-    activation: Ifmr | Hfmg | QuantParams
-    weight: Arq | AdaRound | Nuq | QuantParams
+    activation: Ifmr | Hfmg | QuantParams | TensorStrategy
+    weight: Arq | AdaRound | Nuq | QuantParams | TensorStrategy
+    bias: TensorStrategy | None = None
     balancer: Dmq | tuple[float, ...] | None = None
     cluster: tuple[int, ...] = ()
+    hidden: QuantParams | None = None
+    recurrent: QuantParams | None = None
+    equalise: bool = False
+    correct_bias: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,8 +79,9 @@ class QuantPlan:
     layers: what is quantized, in the order of the graph.
     tensors: single inputs of other nodes that are quantized.
     disabled: what could be quantized and was switched off by the user, in the order of the graph.
+    unfit: what was planned and turned out not to be quantizable on the data, in the order of the graph.
     folded: nodes that were folded into another one, which computes what they did -> that one.
-    skipped: every other node and the disabled ones -> the reason, a sentence that a user can read.
+    skipped: every other node, the disabled and the unfit ones -> the reason, a sentence that a user can read.
     notes: layer -> what was decided otherwise than asked, one sentence each.
     batch_num: calibration batches to use; None for all.
     do_fusion, wide_fusion, skip_fusion: where BatchNormalization is folded.
@@ -76,11 +89,17 @@ class QuantPlan:
     fold_balancers: balancing leaves no Mul where it can be folded into what produces the input.
     fp16_scales: activation scales are rounded to what fp16 holds.
     cut_scales: layers whose dequantization scale is cut to 19 bits.
+    tensor_strategies: tensor -> how it is quantized where it is produced, whoever reads it.
+    replace_relu6: Clip between 0 and 6 becomes Relu.
+    align_concat, align_pool: the inputs of a concatenation, of a pooling, get the grid of its output.
+    dpu_shifts: positions are changed until the DPU's shifters reach them.
+    dpu_arithmetic: average pooling and LeakyRelu compute what they do on the DPU.
     """
 
     layers: Mapping[str, LayerPlan] = field(default_factory=dict)
     tensors: tuple[TensorPlan, ...] = ()
     disabled: Mapping[str, LayerPlan] = field(default_factory=dict)
+    unfit: Mapping[str, LayerPlan] = field(default_factory=dict)
     folded: Mapping[str, str] = field(default_factory=dict)
     skipped: Mapping[str, str] = field(default_factory=dict)
     notes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
@@ -92,6 +111,12 @@ class QuantPlan:
     fold_balancers: bool = False
     fp16_scales: bool = False
     cut_scales: frozenset[str] = frozenset()
+    tensor_strategies: Mapping[str, TensorStrategy] = field(default_factory=dict)
+    replace_relu6: bool = False
+    align_concat: bool = False
+    align_pool: bool = False
+    dpu_shifts: bool = False
+    dpu_arithmetic: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,9 +131,16 @@ class QuantState:
     balances: layer -> what its weight was multiplied by and its input divided by, [Cin].
     activations: layer, or key of a tensor that is quantized by itself -> parameters of its input.
     weights: layer -> parameters of its weight, or of the second input where it multiplies two activations.
+    hidden: LSTM or GRU -> parameters of its hidden state, initial_h.
+    recurrent: LSTM or GRU -> parameters of the weight that its hidden state is multiplied by, R.
     softened: layer -> its weight, softly rounded, that activations are observed behind; in its own layout and type.
     clusters: layer -> the integers that NUQ leaves to its weight, int8, ascending.
     rounded: layer -> its weight as integers, where they are not the nearest; int8, output channels first.
+    means: layer -> mean of its input for each channel, [Cin].
+    bias_shifts: layer -> what the quantized models have on top of its bias, [Cout].
+    grids: tensor -> the grid of its values.
+    weight_grids, bias_grids: layer -> the grid of its weight, in the operator's own layout, and of its bias.
+    remarks_on_tensors: planned tensors that stay float -> the reason.
     left_float: planned layers and tensors that turned out not to be quantizable -> the reason.
     """
 
@@ -120,9 +152,17 @@ class QuantState:
     balances: dict[str, NDArray[np.float32]] = field(default_factory=dict)
     activations: dict[str, QuantParams] = field(default_factory=dict)
     weights: dict[str, QuantParams] = field(default_factory=dict)
+    hidden: dict[str, QuantParams] = field(default_factory=dict)
+    recurrent: dict[str, QuantParams] = field(default_factory=dict)
     softened: dict[str, NDArray[np.floating[Any]]] = field(default_factory=dict)
     clusters: dict[str, NDArray[np.int8]] = field(default_factory=dict)
     rounded: dict[str, NDArray[np.int8]] = field(default_factory=dict)
+    means: dict[str, NDArray[np.float64]] = field(default_factory=dict)
+    bias_shifts: dict[str, NDArray[np.float32]] = field(default_factory=dict)
+    grids: dict[str, Grid] = field(default_factory=dict)
+    weight_grids: dict[str, Grid] = field(default_factory=dict)
+    bias_grids: dict[str, Grid] = field(default_factory=dict)
+    remarks_on_tensors: dict[str, str] = field(default_factory=dict)
     left_float: dict[str, str] = field(default_factory=dict)
 
     def layers(self) -> list[LayerPlan]:

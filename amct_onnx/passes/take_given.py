@@ -6,7 +6,7 @@ import numpy as np
 
 from amct_onnx.kernels.quant_params import QuantParams
 from amct_onnx.passes.invariants import ACTIVATIONS_KNOWN, PLANNED, UNSHARED, WEIGHTS_KNOWN
-from amct_onnx.passes.layers import has_weight, is_product
+from amct_onnx.passes.layers import has_weight, is_product, is_recurrent
 from amct_onnx.passes.quantize_weights import require_finite
 from amct_onnx.passes.state import Pass, QuantState
 
@@ -22,6 +22,10 @@ def _run(state: QuantState) -> None:
         if has_weight(node) or is_product(node):
             assert isinstance(layer.weight, QuantParams), "the plan gives every scale"
             state.weights[layer.name] = layer.weight
+        if is_recurrent(node):
+            assert layer.hidden is not None, "the plan gives every scale"
+            assert layer.recurrent is not None, "the plan gives every scale"
+            state.hidden[layer.name], state.recurrent[layer.name] = layer.hidden, layer.recurrent
         if layer.cluster:
             state.clusters[layer.name] = np.array(sorted(layer.cluster), np.int8)
     for tensor in state.tensors():

@@ -162,14 +162,22 @@ def _decibels(signal: float, noise: float) -> float:
     return 10 * math.log10(signal / noise) if signal > 0 else -math.inf
 
 
+_GRID_END = ".fakequant.scale"
+"""What follows the name of a tensor in that of the last node that puts it on a strategy's grid."""
+
+
 def layer_twins(reference: onnx.ModelProto, other: onnx.ModelProto) -> dict[str, tuple[str, str]]:
     """Layer -> the tensor it gives in the float model, and in the other.
 
     A quantized layer's tensor on its integer scale keeps the float name, unless it was an output of the model.
+    A tensor on the grid of a strategy counts for the node that gives it.
     """
-    known = {name for node in reference.graph.node for name in node.output}
+    known = {name: node.name for node in reference.graph.node for name in node.output}
     twins = {}
     for node in other.graph.node:
+        tensor = node.name.removesuffix(_GRID_END)
+        if tensor != node.name and known.get(tensor):
+            twins[known[tensor]] = (tensor, node.output[0])
         layer = layer_behind(node.name)
         if layer is None or layer in twins:
             continue

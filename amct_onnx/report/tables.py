@@ -12,6 +12,7 @@ from amct_onnx.kernels.hfmg import Hfmg
 from amct_onnx.kernels.ifmr import Ifmr
 from amct_onnx.kernels.nuq import Nuq
 from amct_onnx.kernels.quant_params import QuantParams
+from amct_onnx.kernels.strategy import TensorStrategy
 from amct_onnx.passes.state import LayerPlan, QuantPlan
 from amct_onnx.report.agreement import Agreement
 from amct_onnx.report.agreement_page import decibels
@@ -114,12 +115,19 @@ def _row(table: Table, *cells: str) -> None:
     table.add_row(*(Text(cell) for cell in cells))
 
 
-def _activation(activation: Ifmr | Hfmg | QuantParams) -> str:
+def _activation(activation: Ifmr | Hfmg | QuantParams | TensorStrategy) -> str:
     if isinstance(activation, QuantParams):
         return f"int{activation.num_bits} given"
+    if isinstance(activation, TensorStrategy):
+        return _strategy(activation)
     algorithm = "ifmr" if isinstance(activation, Ifmr) else "hfmg"
     sign = "asymmetric" if activation.asymmetric else "symmetric"
     return f"int{activation.num_bits} {sign} {algorithm}"
+
+
+def _strategy(tensor: TensorStrategy) -> str:
+    sign = "symmetric" if tensor.symmetry else "asymmetric"
+    return f"int{tensor.bit_width} {sign} {tensor.method} {tensor.scale_type}"
 
 
 def _weight(layer: LayerPlan) -> str:
@@ -127,6 +135,8 @@ def _weight(layer: LayerPlan) -> str:
         return ""
     weight = layer.weight
     balanced = ", dmq" if layer.balancer is not None else ""
+    if isinstance(weight, TensorStrategy):
+        return _strategy(weight)
     if isinstance(weight, Nuq):
         return f"nuq, {weight.num_steps} integers{balanced}"
     if isinstance(weight, QuantParams):

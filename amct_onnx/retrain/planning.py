@@ -14,7 +14,7 @@ from typing import TypeVar
 from amct_onnx.errors import ConfigError, ModelError, NotAvailableError, located, nearest
 from amct_onnx.passes.graph import Node, is_standard, producer
 from amct_onnx.passes.layer_types import PER_CHANNEL, is_of_type, says_rank
-from amct_onnx.passes.layers import group_of, has_weight, is_depthwise, layout_of, spatial_axes
+from amct_onnx.passes.layers import group_of, has_weight, is_depthwise, is_recurrent, layout_of, spatial_axes
 from amct_onnx.passes.shapes import infer_types
 from amct_onnx.passes.state import QuantState
 from amct_onnx.planning import why_not_layer
@@ -102,6 +102,8 @@ def plan_quantization(state: QuantState, config: RetrainConfig) -> RetrainPlan:
         reason = why_not_layer(node, types)
         if reason is None and not has_weight(node):
             reason = f"{node.op} has no weight that could be trained"
+        elif reason is None and is_recurrent(node):
+            reason = f"{node.op} is not trained over integers"
         if reason is not None:
             if node.name in config.override_layer_configs and node.name in (config.only_layers or (node.name,)):
                 raise ConfigError(f"layer {node.name!r} is configured, but cannot be quantized: {reason}")

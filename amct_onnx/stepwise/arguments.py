@@ -6,9 +6,10 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from amct_onnx.errors import ArgumentError, ConfigError, OutputError
+from amct_onnx.errors import ArgumentError, ConfigError, ModelError, OutputError
 from amct_onnx.formats.model_file import read_model
 from amct_onnx.passes.weights import LightModel
+from amct_onnx.stepwise.observing_nodes import DOMAIN, HALF_DOMAIN
 
 
 def require_type(name: str, value: object, allowed: type | tuple[type, ...], what: str) -> None:
@@ -56,7 +57,10 @@ def read_source(model_file: object, weights_file: object = None) -> LightModel:
 
     Raises:
         ArgumentError: one of the two is no path.
-        ModelError: a file is not there, or no model.
+        ModelError: a file is not there, or no model, or the one that `quantize_model` wrote.
     """
     path = path_of("model_file", model_file)
-    return read_model(path if weights_file is None else (path, path_of("weights_file", weights_file)))
+    model = read_model(path if weights_file is None else (path, path_of("weights_file", weights_file)))
+    if any(node.domain in (DOMAIN, HALF_DOMAIN) for node in model.proto.graph.node):
+        raise ModelError(f"{path}: is a model to calibrate with (quantize_model writes such); give the float model")
+    return model

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from amct_onnx.config import QuantConfig
-from amct_onnx.errors import ConfigError
+from amct_onnx.errors import ArgumentError, ConfigError
 from amct_onnx.formats.amct_json import format_json
 from amct_onnx.formats.config_source import load_config
 from amct_onnx.formats.model_file import write_files
@@ -62,6 +62,8 @@ def create_quant_config(
     if updated_model is not None:
         written["updated_model"] = path_of("updated_model", updated_model)
     require_apart(written, read)
+    if isinstance(skip_layers, str) and skip_layers.endswith(".caffemodel"):  # third of AMCT's arguments for Caffe
+        raise ArgumentError(f"give the weights of a Caffe model by name, weights_file={skip_layers!r}")
     if config_defination is None:
         config = _config(skip_layers, batch_num, activation_offset)
     else:
@@ -82,7 +84,9 @@ def _config(skip_layers: object, batch_num: object, activation_offset: object) -
     require_type("skip_layers", skip_layers, (list, tuple, type(None)), "a list of the names of layers")
     for name in skip_layers or ():  # type: ignore[attr-defined]
         require_type("an entry of skip_layers", name, str, "the name of a layer")
-    require_type("batch_num", None if isinstance(batch_num, bool) else batch_num, int, "a whole number")
+    require_type("batch_num", batch_num, int, "a whole number")
+    if isinstance(batch_num, bool):
+        raise ArgumentError(f"batch_num must be a whole number, found {batch_num}")
     require_type("activation_offset", activation_offset, bool, "True or False")
     assert isinstance(batch_num, int)
     assert isinstance(activation_offset, bool)

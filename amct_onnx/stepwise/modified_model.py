@@ -20,6 +20,7 @@ from amct_onnx.kernels.arq import Arq
 from amct_onnx.kernels.dmq import Dmq
 from amct_onnx.kernels.nuq import Nuq
 from amct_onnx.passes.balance import balance_by, channel_axis, weight_maxima
+from amct_onnx.passes.layer_types import RECURRENT
 from amct_onnx.passes.layers import has_weight, weight_of
 from amct_onnx.passes.manager import run_passes
 from amct_onnx.passes.observe import joint_keys, places_by_tensor
@@ -136,6 +137,11 @@ def _planned(model_file: Paths, config: QuantConfig) -> QuantState:
     state, session = prepare(source)
     state = replace(state, plan=make_plan(state, config))
     for layer in state.plan.layers.values():
+        if layer.op_type in RECURRENT:
+            raise NotAvailableError(
+                f"layer {layer.name!r}: {layer.op_type} is not available step by step; use quantize_onnx, or list "
+                "it in skip_layers"
+            )
         if not isinstance(layer.weight, (Arq, Nuq)):
             raise NotAvailableError(
                 f"layer {layer.name!r}: {type(layer.weight).__name__} learns from data, which are not at hand in this "

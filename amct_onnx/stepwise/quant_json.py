@@ -19,7 +19,8 @@ DEQUANT = ".dequant"
 
 def format_quant_json(deploy: onnx.ModelProto, plan: QuantPlan) -> str:
     """The text of the file for a deploy model that was made as `plan` says."""
-    quantized = set(plan.layers)
+    present = {node.name for node in deploy.graph.node}
+    quantized = {name for name in plan.layers if name + DEQUANT in present}  # Ascend may have no way for a strategy's
     folded = {name: _folded_into(plan, name) for name in plan.folded.values()}
     producers = {name: f"{node.name}:{i}" for node in deploy.graph.node for i, name in enumerate(node.output)}
     ops = [_op(node, quantized, folded, producers) for node in deploy.graph.node]

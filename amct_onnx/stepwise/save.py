@@ -12,6 +12,7 @@ from amct_onnx.convert import run_once
 from amct_onnx.data import Feed
 from amct_onnx.errors import DataError, ModelError, RecordError, located
 from amct_onnx.formats.model_file import read_model
+from amct_onnx.formats.record import LayerRecord
 from amct_onnx.given import given_layers, given_tensors
 from amct_onnx.kernels.dmq import Dmq
 from amct_onnx.passes.fit_biases import FIT_BIASES
@@ -54,7 +55,7 @@ def save_model(
     source, observations = without_observers(read_model(modified), modified)
     if isinstance(observations[0].algorithm, Dmq):
         raise ModelError(f"{modified}: was written by quantize_preprocess; go on with quantize_model")
-    records = read_complete(record, CALIBRATION)
+    records = _read_record(record, observations[0].record_file)
     state, session = prepare(source)
     with located(str(record)):
         layers = given_layers(state, records)
@@ -75,6 +76,16 @@ def save_model(
     write_saved(state, target, expected, feed)
 
 
+def _read_record(record: Path, noted: Path) -> dict[str, LayerRecord]:
+    """The factors. `noted`: where the model writes them, which is another file where files were moved."""
+    try:
+        return read_complete(record, CALIBRATION)
+    except RecordError as error:
+        if os.path.realpath(record) == os.path.realpath(noted):
+            raise
+        raise RecordError(f"{error}; the model was made to write its factors to {noted}") from error
+
+
 def target_of(save_path: object, sources: Mapping[str, Path]) -> Target:
     """Where AMCT's files go."""
     require_type("save_path", save_path, (str, os.PathLike), "a directory and a prefix, such as out/net")
@@ -91,5 +102,6 @@ def write_saved(state: QuantState, target: Target, expected: Mapping[str, Array]
         feed: one batch; None where there is none.
     """
     results = make_results(state)
+    assert results.deploy is not None
     contents = (results.deploy, results.fake_quant, format_quant_json(results.deploy.proto, state.plan))
     write_verified(state, dict(zip(SAVED_FILES, contents, strict=True)), target, expected, feed)

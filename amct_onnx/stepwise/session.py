@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 from numpy.typing import ArrayLike, NDArray
 
-from amct_onnx.errors import DataError, nearest
+from amct_onnx.errors import DataError, RecordError, nearest
 from amct_onnx.formats.model_file import read_model
 from amct_onnx.passes.protos import copy_fields
 from amct_onnx.passes.session import open_session
@@ -34,6 +34,7 @@ def calibration_session(modified_onnx_file: str | os.PathLike[str]) -> Calibrati
 
     Raises:
         ArgumentError, ModelError: there is no such file, or it is no such model.
+        RecordError: its record file is not there.
     """
     path = path_of("modified_onnx_file", modified_onnx_file)
     return CalibrationSession(read_model(path), str(path))
@@ -47,6 +48,12 @@ class CalibrationSession:
         self._observations: list[Observation] = []
         if not self._keepers:
             plain, self._observations = without_observers(plain, where)
+            record = self._observations[0].record_file
+            if not record.exists():
+                raise RecordError(
+                    f"{where}: writes its factors to {record}, which is not there; call the function that made the "
+                    "model again"
+                )
         self._outputs = [value.name for value in plain.proto.graph.output]
         self._session = open_session(_exposing(plain, [o.tensor for o in self._observations]), "the modified model")
         self._observing, self._keeping = Observing(), Keeping()

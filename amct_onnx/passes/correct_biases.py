@@ -1,0 +1,97 @@
+"""Takes out of the biases what the error of the weights adds to the outputs on average.
+
+    E[W x + b] = E[Wq x] + b + (W - Wq) E[x]        with E[x] for each input channel, over the calibration data
+
+Nagel et al., "Data-Free Quantization Through Weight Equalization and Bias Correction", 2019. The corrections are found
+once and written into the quantized models alone: the float graph keeps its biases.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from amct_onnx.passes.graph import Array, Graph, Node, constant_input, set_input, unique_name
+from amct_onnx.passes.invariants import PLANNED
+from amct_onnx.passes.layers import bias_input, channels_first, group_of, has_weight, is_recurrent, weight_of
+from amct_onnx.passes.quantize_weights import fake_quantized
+from amct_onnx.passes.state import Pass, QuantState
+
+
+def channel_axis(node: Node) -> int:
+    """Where the channels of a layer's input are."""
+    return 1 if node.op in ("Conv", "ConvTranspose", "AveragePool") else -1
+
+
+def _find(state: QuantState) -> None:
+    nodes = {node.name: node for node in state.graph.nodes}
+    for layer in state.layers():
+        node = nodes[layer.name]
+        if not layer.correct_bias or not has_weight(node) or node.name not in state.means:
+            continue
+        if reason := _why_not(state.graph, node):
+            state.remarks[node.name] = f"its bias is not corrected: {reason}"
+            continue
+        shift = mean_error(state, node, state.means[node.name]).astype(np.float32)
+        if np.isfinite(shift).all():
+            state.bias_shifts[node.name] = shift
+
+
+def _why_not(graph: Graph, node: Node) -> str | None:
+    if is_recurrent(node):
+        return "it has two weights"
+    if node.op == "MatMul" and bias_input(graph, node) is None:
+        return "it has no bias of its own"
+    return None
+
+
+def mean_error(state: QuantState, node: Node, means: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(W - Wq) E[x]: what the outputs of a layer lack on average, [Cout].
+
+    Paddings count as if they held the means; of a transposed convolution an output sees one in prod(strides) weights.
+    """
+    weight = channels_first(node, weight_of(node)).astype(np.float64)
+    lost = weight - channels_first(node, fake_quantized(state, node).load()).astype(np.float64)
+    if means.size != _input_channels(node):
+        return np.zeros(len(weight))
+    lost = lost.reshape(*weight.shape[:2], -1).sum(axis=2)  # [Cout, Cin/g]
+    grouped = lost.reshape(group_of(node), -1, lost.shape[1])
+    shift = np.einsum("goi,gi->go", grouped, means.reshape(group_of(node), -1)).reshape(-1)
+    if node.op == "ConvTranspose":
+        shift = shift / np.prod(node.attrs.get("strides", [1]))
+    return np.asarray(shift)
+
+
+def _input_channels(node: Node) -> int:
+    shape = node.inputs[1].shape
+    return int(shape[1]) * group_of(node) if node.op == "Conv" else int(shape[0])
+
+
+def corrected_bias(state: QuantState, node: Node) -> Array | None:
+    """The bias that the quantized models have, [Cout]; None where there is none."""
+    place = bias_input(state.graph, node) if has_weight(node) else None
+    bias = None if place is None else constant_input(*place)
+    shift = state.bias_shifts.get(node.name)
+    if shift is None:
+        return bias
+    if bias is None:
+        return shift.astype(node.inputs[1].dtype)
+    return np.asarray((bias.astype(np.float32) + shift).astype(bias.dtype))
+
+
+def _apply(state: QuantState) -> None:
+    names = state.graph.tensor_names()
+    nodes = {node.name: node for node in state.graph.nodes}
+    for layer in state.layers():
+        if layer.name not in state.bias_shifts:
+            continue
+        node = nodes[layer.name]
+        values = corrected_bias(state, node)
+        assert values is not None
+        holder, index = bias_input(state.graph, node) or (node, 2)
+        fresh = state.graph.new_constant(unique_name(f"{node.name}.corrected_bias", names), values)
+        set_input(holder, index, fresh)
+
+
+FIND_BIAS_SHIFTS = Pass(name="find bias shifts", run=_find, requires=(PLANNED,))
+CORRECT_BIASES = Pass(name="correct biases", run=_apply, requires=(PLANNED,), ensures=(PLANNED,))

@@ -1,0 +1,106 @@
+"""Scales the channels between two convolutions so that the weights of both use their range.
+
+    W1 relu(W0 x + b0) = (W1 f) relu((W0 x + b0) / f)        with one positive factor f for each channel between them
+
+What stands between must let a positive factor through. Pairs are taken from front to back, each with the weights that
+the pair before it left.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from amct_onnx.kernels.equalisation import Floats, equalisation_factors
+from amct_onnx.passes.balance import balanced, weight_maxima
+from amct_onnx.passes.graph import (
+    Array,
+    Graph,
+    Node,
+    Tensor,
+    constant_input,
+    derived,
+    is_standard,
+    set_input,
+    sole_consumer,
+    unique_name,
+)
+from amct_onnx.passes.invariants import LIFTED, NAMED, PLANNED, STANDARD_ONLY, UNSHARED
+from amct_onnx.passes.layers import along_channels, bias_input, channels_first, spatial_axes, weight_of
+from amct_onnx.passes.quantize_weights import require_finite
+from amct_onnx.passes.state import Pass, QuantState
+
+_TRANSPARENT = ("Relu", "MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool")
+_CONVOLUTIONS = ("Conv", "ConvTranspose")
+
+
+def _run(state: QuantState) -> None:
+    planned = {layer.name for layer in state.layers() if layer.equalise}
+    names = state.graph.tensor_names()
+    for node in list(state.graph.nodes):
+        if node.name in planned and _can_be_scaled(node):
+            path, second = _way_to_next(state.graph, node)
+            if second is not None and second.name in planned and _can_be_scaled(second):
+                _equalise(state, node, second, path, names)
+
+
+def _can_be_scaled(node: Node) -> bool:
+    return node.op in _CONVOLUTIONS and spatial_axes(node) in (2, 3)
+
+
+def _way_to_next(graph: Graph, node: Node) -> tuple[list[Tensor], Node | None]:
+    """The tensors behind a node up to the next one that does not just let factors through, and that one."""
+    path = [node.outputs[0]]
+    user = sole_consumer(graph, path[-1])
+    while user is not None and user.op in _TRANSPARENT and is_standard(user) and len(user.outputs) == 1:
+        path.append(user.outputs[0])
+        user = sole_consumer(graph, path[-1])
+    return path, user if user is not None and user.inputs[0] is path[-1] else None
+
+
+def _equalise(state: QuantState, first: Node, second: Node, path: list[Tensor], names: set[str]) -> None:
+    for node in (first, second):
+        require_finite(state, node)
+    rows = channels_first(first, weight_of(first)).astype(np.float32)
+    place = bias_input(state.graph, first)
+    bias = None if place is None else constant_input(*place)
+    factors = equalisation_factors(
+        rows.reshape(len(rows), -1),
+        None if bias is None else bias.astype(np.float32),
+        weight_maxima(second, weight_of(second)).astype(np.float32),
+    )
+    inverse = np.float32(1) / factors
+    fresh = [_product(weight_of(first), along_channels(first, inverse)), balanced(second, weight_of(second), factors)]
+    fresh += [] if bias is None else [_product(bias, inverse)]
+    if not all(np.isfinite(values).all() for values in fresh):
+        return  # only float16 has that little room
+    for tensor in path:
+        tensor.name = unique_name(f"{tensor.name}.equalised", names)
+    _scale(state.graph, first, 1, along_channels(first, inverse))
+    old = second.inputs[1]
+    result = derived(old, old.dtype, old.shape, lambda weight: balanced(second, weight, factors))
+    set_input(second, 1, state.graph.new_constant(old.name, result))
+    if place is not None:
+        holder, index = place
+        own = holder.inputs[index]
+        if len(own.outputs) > 1:  # another layer has the same bias
+            set_input(holder, index, state.graph.new_constant(unique_name(f"{first.name}.bias", names), fresh[2]))
+        else:
+            _scale(state.graph, holder, index, inverse)
+
+
+def _scale(graph: Graph, node: Node, index: int, by: Array) -> None:
+    old = node.inputs[index]
+    set_input(node, index, graph.new_constant(old.name, derived(old, old.dtype, old.shape, lambda v: _product(v, by))))
+
+
+def _product(values: Array, by: Floats) -> Array:
+    with np.errstate(over="ignore"):
+        return np.asarray((values.astype(np.float32) * by).astype(values.dtype))
+
+
+EQUALISE_LAYERS = Pass(
+    name="equalise layers",
+    run=_run,
+    requires=(NAMED, LIFTED, UNSHARED, PLANNED, STANDARD_ONLY),
+    ensures=(NAMED, UNSHARED, PLANNED, STANDARD_ONLY),
+)
