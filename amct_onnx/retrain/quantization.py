@@ -192,6 +192,7 @@ def save_quantized(
         raise ModelError(f"layer {name!r} cannot be quantized as it was trained: {reason}")
     state = replace(state, plan=final_plan(state))
     results = make_results(state)
+    assert results.record is not None, "only a strategy of Vitis AI leaves none"
     results = replace(results, record=results.record + more_record)
     return finish(state, results, target, _evaluated(module, feed), feed, measure_layers=False)
 
