@@ -40,6 +40,13 @@ if TYPE_CHECKING:
     from amct_onnx.results import QuantizeResult as QuantizeResult
     from amct_onnx.retrain.module import to_onnx as to_onnx
     from amct_onnx.retrain.module import to_torch as to_torch
+    from amct_onnx.retrain.prune_search import auto_channel_prune_search as auto_channel_prune_search
+    from amct_onnx.retrain.pruning import create_compressed_retrain_model as create_compressed_retrain_model
+    from amct_onnx.retrain.pruning import create_prune_retrain_model as create_prune_retrain_model
+    from amct_onnx.retrain.pruning import restore_compressed_retrain_model as restore_compressed_retrain_model
+    from amct_onnx.retrain.pruning import restore_prune_retrain_model as restore_prune_retrain_model
+    from amct_onnx.retrain.pruning import save_compressed_retrain_model as save_compressed_retrain_model
+    from amct_onnx.retrain.pruning import save_prune_retrain_model as save_prune_retrain_model
     from amct_onnx.retrain.quantization import create_quant_retrain_config as create_quant_retrain_config
     from amct_onnx.retrain.quantization import create_quant_retrain_model as create_quant_retrain_model
     from amct_onnx.retrain.quantization import restore_quant_retrain_model as restore_quant_retrain_model
@@ -87,6 +94,10 @@ _HOMES = {
 # Those that need an extra (`retrain`, `stepwise`): a star import must neither load it nor fail where it is missing.
 _HOMES_WITH_EXTRA = {
     "amct_onnx.retrain.module": "to_onnx to_torch",
+    "amct_onnx.retrain.prune_search": "auto_channel_prune_search",
+    "amct_onnx.retrain.pruning": "create_compressed_retrain_model create_prune_retrain_model "
+    "restore_compressed_retrain_model restore_prune_retrain_model save_compressed_retrain_model "
+    "save_prune_retrain_model",
     "amct_onnx.retrain.quantization": "create_quant_retrain_config create_quant_retrain_model "
     "restore_quant_retrain_model retrain_onnx save_quant_retrain_model",
     "amct_onnx.stepwise.custom_ops": "AMCT_SO",

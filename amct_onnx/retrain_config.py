@@ -91,6 +91,30 @@ class SelectivePrune:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class AutoPruneConfig:
+    """What the search for channels to take away shall reach.
+
+    compress_ratio: products that the whole model computes, by those of the pruned one.
+    ascend_optimized: what remains of a layer is a multiple of 16.
+    max_prune_ratio: the most that a layer may lose.
+    test_iteration: samples that the sensitivity is measured on.
+    override_prune_cfg: a .cfg file with layers and types that are skipped, or pruned as it says.
+    """
+
+    compress_ratio: float
+    ascend_optimized: bool = True
+    max_prune_ratio: float = 1.0
+    test_iteration: int = 1
+    override_prune_cfg: str | None = None
+
+    def __post_init__(self) -> None:
+        require_number("compress_ratio", self.compress_ratio, interval="(1, inf)")
+        require_bool("ascend_optimized", self.ascend_optimized)
+        require_number("max_prune_ratio", self.max_prune_ratio, interval="(0, 1]")
+        require_int("test_iteration", self.test_iteration, low=1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RetrainLayerConfig:
     """How a layer, or all layers of a type, shall be trained. What is None comes from the next wider block.
 

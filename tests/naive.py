@@ -309,6 +309,20 @@ def adaround_soft(layer: Any, parameters: Any, activation: Any, *, step: float) 
     return np.vectorize(soft_rounding)(alpha)
 
 
+def selective_mask(weight, axis):
+    """2:4 sparsity one four after the other."""
+    mask = np.zeros(weight.shape, bool)
+    other = [range(size) for i, size in enumerate(weight.shape) if i != axis]
+    for place in itertools.product(*other):
+        for start in range(0, weight.shape[axis], 4):
+            four = range(start, min(start + 4, weight.shape[axis]))
+            spots = [(*place[:axis], i, *place[axis:]) for i in four]
+            size = {s: np.inf if np.isnan(weight[s]) else abs(float(weight[s])) for s in spots}
+            for spot in sorted(spots, key=lambda s: -size[s])[:2]:
+                mask[spot] = True
+    return mask
+
+
 def equalisation_factors(rows: list[list[float]], bias: list[float] | None, behind: list[float]) -> list[float]:
     """One factor for each channel, bias damping as in Vitis AI."""
     sizes, filled, ranges = [], [], []

@@ -38,6 +38,9 @@ NAMES = [
 TRAINING_NAMES = [
     *("create_quant_retrain_config", "create_quant_retrain_model", "restore_quant_retrain_model", "retrain_onnx"),
     *("save_quant_retrain_model", "to_onnx", "to_torch"),
+    *("create_prune_retrain_model", "restore_prune_retrain_model", "save_prune_retrain_model"),
+    *("create_compressed_retrain_model", "restore_compressed_retrain_model", "save_compressed_retrain_model"),
+    "auto_channel_prune_search",
 ]
 HEAVY = ("torch", "onnxruntime", "numba", "onnx", "onnx_graphsurgeon", "numpy", "google.protobuf", "rich")
 

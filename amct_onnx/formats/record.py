@@ -193,7 +193,7 @@ def _entry(key: str, record: LayerRecord) -> str:
     kv_cache = _field_lines(record, _KV_CACHE)
     blocks = f"  value {{\n{value}  }}\n" if value or not kv_cache else ""
     blocks += f"  kv_cache_value {{\n{kv_cache}  }}\n" if kv_cache else ""
-    return f"record {{\n  key: {_quoted(key)}\n{blocks}}}\n"
+    return f"record {{\n  key: {quoted(key)}\n{blocks}}}\n"
 
 
 def _field_lines(record: LayerRecord, names: Mapping[str, str]) -> str:
@@ -216,7 +216,7 @@ def _scalar(value: bool | int | float | str) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, str):
-        return _quoted(value)
+        return quoted(value)
     return shortest(value) if isinstance(value, float) else str(value)
 
 
@@ -252,7 +252,12 @@ _TENS = np.array([float(f"1e{exponent}") for exponent in range(_LOWEST, 7)])
 _POWERS = np.array([float(f"1e{exponent}") for exponent in range(8 - _LOWEST + 1)])
 
 
-def _quoted(text: str) -> str:
+def quoted(text: str) -> str:
+    """A protobuf string literal.
+
+    Raises:
+        RecordError: the text cannot be written.
+    """
     try:
         data = text.encode("utf-8")
     except UnicodeEncodeError as failure:

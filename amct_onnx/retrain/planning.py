@@ -93,7 +93,7 @@ def plan_quantization(state: QuantState, config: RetrainConfig) -> RetrainPlan:
     """
     if config.prunes:
         raise ConfigError("the configuration asks for sparsity (prune_config), which is no part of quantization")
-    _check_names(state, config)
+    check_names(state, config)
     types = infer_types(state.graph)
     layers: dict[str, RetrainLayer] = {}
     disabled: dict[str, RetrainLayer] = {}
@@ -143,13 +143,7 @@ class _Request:
 
     @classmethod
     def of(cls, node: Node, config: RetrainConfig) -> _Request:
-        types = [name for name in config.override_layer_types if _is_of(name, node)]
-        types.sort(key=says_rank)  # Conv2d says more than Conv
-        for other in types[:-1]:
-            if says_rank(other) == says_rank(types[-1]):
-                listed = f"{types[-1]!r} and {other!r}"
-                raise ConfigError(f"override_layer_types has {listed}, and both mean {node.name!r}")
-        return cls(node, config, types[-1] if types else None)
+        return cls(node, config, type_override(node, config))
 
     def _pick(self, own: _T | None, of_type: _T | None, everywhere: _T | None, default: _T) -> tuple[_T, str | None]:
         """The narrowest wish, and the override that it comes from; None for the widest block."""
@@ -218,16 +212,33 @@ class _Request:
         if self.of_type.quantizes:
             return None
         for layer_type in (*config.skip_layer_types, *config.quant_skip_types):
-            if _is_of(layer_type, self.node):
+            if is_of(layer_type, self.node):
                 return f"its type is skipped as {layer_type!r}"
         return None
 
 
-def _is_of(layer_type: str, node: Node) -> bool:
+def type_override(node: Node, config: RetrainConfig) -> str | None:
+    """The type among `override_layer_types` that says the most of a node; None where none means it.
+
+    Raises:
+        ConfigError: two of them say as much.
+    """
+    types = [name for name in config.override_layer_types if is_of(name, node)]
+    types.sort(key=says_rank)  # Conv2d says more than Conv
+    for other in types[:-1]:
+        if says_rank(other) == says_rank(types[-1]):
+            listed = f"{types[-1]!r} and {other!r}"
+            raise ConfigError(f"override_layer_types has {listed}, and both mean {node.name!r}")
+    return types[-1] if types else None
+
+
+def is_of(layer_type: str, node: Node) -> bool:
+    """Whether a node is of a type that users write."""
     return is_of_type(layer_type, node.op, spatial_axes(node), is_depthwise(node))
 
 
-def _check_names(state: QuantState, config: RetrainConfig) -> None:
+def check_names(state: QuantState, config: RetrainConfig) -> None:
+    """Raise ConfigError where the configuration names a node that the model does not have."""
     known = state.graph.node_names() | set(state.gone)
     lists = {name: getattr(config, name) for name in NAME_LISTS}
     lists |= {"override_layer_configs": config.override_layer_configs, "only_layers": config.only_layers or ()}

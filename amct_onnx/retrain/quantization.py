@@ -87,20 +87,7 @@ def restore_quant_retrain_model(
         ConfigError, NotAvailableError: as `create_quant_retrain_model`.
     """
     module = create_quant_retrain_model(config_file, model)
-    try:
-        found = torch.load(pth_file, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise ModelError(f"{pth_file}: cannot be read as a checkpoint of torch: {error}") from error
-    if state_dict_name is not None:
-        if not isinstance(found, Mapping) or state_dict_name not in found:
-            raise ModelError(f"{pth_file}: holds no {state_dict_name!r}")
-        found = found[state_dict_name]
-    if not isinstance(found, Mapping):
-        raise ModelError(f"{pth_file}: holds a {type(found).__name__}, no state_dict")
-    try:
-        module.load_state_dict({str(key).removeprefix("module."): value for key, value in found.items()})
-    except RuntimeError as error:
-        raise ModelError(f"{pth_file}: does not fit the module: {error}") from error
+    load_checkpoint(module, pth_file, state_dict_name)
     return module
 
 
@@ -123,23 +110,7 @@ def save_quant_retrain_model(
         ModelError: the module is no such one, has seen no batch yet, or holds NaN.
         DataError, OutputError: each names what was found, and what is allowed. No file is left behind.
     """
-    module = _quantized(model)
-    target = None if save_path is None else Target.of(save_path, {}, CONVERTED_FILES)
-    given = {name: _given(module, name) for name in module.plan.layers}
-    source = module.trained_model(module.rounded_weights())
-    state, session = prepare(source)
-    plan = plan_given(state, given, module.plan.skipped, "it was not quantized in training")
-    state = replace(state, plan=plan)
-    before = _rows(state)
-    run_passes(FUSE, state)
-    state = replace(state, plan=replace(plan, layers=_scaled(state, before)))
-    feed, expected = run_once(session, source, data)
-    require_same(state, expected, feed)
-    run_passes(GIVEN, state)
-    for name, reason in state.left_float.items():
-        raise ModelError(f"layer {name!r} cannot be quantized as it was trained: {reason}")
-    state = replace(state, plan=final_plan(state))
-    return finish(state, make_results(state), target, _evaluated(module, feed), feed, measure_layers=False)
+    return save_quantized(_quantized(model), save_path, data)
 
 
 def retrain_onnx(
@@ -174,6 +145,56 @@ def _planned(model: Model, config: RetrainSource) -> tuple[QuantState, RetrainPl
     asked = load_retrain_config(config)
     with located(str(config)) if isinstance(config, (str, os.PathLike)) else nullcontext():
         return state, plan_quantization(state, asked)
+
+
+def load_checkpoint(module: nn.Module, pth_file: str | os.PathLike[str], state_dict_name: str | None) -> None:
+    """Give a module the values of a checkpoint.
+
+    Raises:
+        ModelError: the file cannot be read, or does not fit the module.
+    """
+    try:
+        found = torch.load(pth_file, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise ModelError(f"{pth_file}: cannot be read as a checkpoint of torch: {error}") from error
+    if state_dict_name is not None:
+        if not isinstance(found, Mapping) or state_dict_name not in found:
+            raise ModelError(f"{pth_file}: holds no {state_dict_name!r}")
+        found = found[state_dict_name]
+    if not isinstance(found, Mapping):
+        raise ModelError(f"{pth_file}: holds a {type(found).__name__}, no state_dict")
+    try:
+        module.load_state_dict({str(key).removeprefix("module."): value for key, value in found.items()})
+    except RuntimeError as error:
+        raise ModelError(f"{pth_file}: does not fit the module: {error}") from error
+
+
+def save_quantized(
+    module: QuantRetrainModule,
+    save_path: str | os.PathLike[str] | None,
+    data: CalibrationSource | None,
+    more_record: str = "",
+) -> QuantizeResult:
+    """`save_quant_retrain_model`; `more_record` goes behind the factors in the record file."""
+    target = None if save_path is None else Target.of(save_path, {}, CONVERTED_FILES)
+    given = {name: _given(module, name) for name in module.plan.layers}
+    source = module.trained_model(module.rounded_weights())
+    state, session = prepare(source)
+    plan = plan_given(state, given, module.plan.skipped, "it was not quantized in training")
+    state = replace(state, plan=plan)
+    before = _rows(state)
+    run_passes(FUSE, state)
+    state = replace(state, plan=replace(plan, layers=_scaled(state, before)))
+    feed, expected = run_once(session, source, data)
+    require_same(state, expected, feed)
+    run_passes(GIVEN, state)
+    for name, reason in state.left_float.items():
+        raise ModelError(f"layer {name!r} cannot be quantized as it was trained: {reason}")
+    state = replace(state, plan=final_plan(state))
+    results = make_results(state)
+    assert results.record is not None, "only a strategy of Vitis AI leaves none"
+    results = replace(results, record=results.record + more_record)
+    return finish(state, results, target, _evaluated(module, feed), feed, measure_layers=False)
 
 
 def _quantized(model: nn.Module) -> QuantRetrainModule:

@@ -60,7 +60,7 @@ class QuantRetrainModule(OnnxModule):
         return [step], step.outputs[0]
 
     def _channels(self, layer: RetrainLayer, weight: str) -> int:
-        return int(self.weight(weight).shape[layer.axis]) * layer.group
+        return int(self._fetch(self.names[weight]).shape[layer.axis]) * layer.group
 
     def weight(self, name: str) -> Tensor:
         """The present value of an initializer that is trained."""
