@@ -310,6 +310,11 @@ def changed(old: str, new: str) -> str:
             r"layer 'data' \(Data\): it reads data by itself; give the network as",
         ),
         (changed('type: "ReLU"', 'type: "ReLU" include { } exclude { }'), "layer 'relu' has both include and exclude"),
+        (changed('top: "data"', 'top: ""'), r"layer 'data' \(Input\): its top '': every input must have a name"),
+        (SHAPES["input_dim"] + NEW, r"layer 'data' \(Input\): its top 'data': every input must have a name of its own"),
+        ((SHAPES["input_dim"] + " ") * 2 + LAYERS_OF_2013, "input 'data': every input must have a name of its own"),
+        (changed('top: "fc"', 'top: ""'), r"layer 'fc' \(InnerProduct\): a bottom or top of it has no name"),
+        (changed("dropout_ratio: 0.5", "dropout_ratio: 0.3 scale_train: false"), "layer 'drop' .* as Power, scale 0.7"),
         (NEW + LAYERS_OF_2013, "both `layer` and `layers`"),
         ('input: "data"' + LAYERS_OF_2013, "1 input need as many input_shape, or four input_dim each"),
         (

@@ -97,23 +97,56 @@ def test_values_that_are_not_allowed_are_value_errors(files, options, message):
         amct.create_quant_config(**{"config_file": files.config, "model_file": files.model, **options})
 
 
-def test_caffe_models_are_given_as_amcts_caffe_form_does(files):
-    layer = caffe_files.layer("InnerProduct", "inner_product_param { num_output: 3 }")
-    text = caffe_files.net({"x": [1, 4]}, layer)
-    prototxt, weights = caffe_files.written(files.folder, text, {"l": [np.ones((3, 4)), np.ones(3)]})
-    amct.create_quant_config(
-        config_file=files.config,
-        model_file=str(prototxt),
-        weights_file=str(weights),
-        skip_layers=None,
-        batch_num=1,
-        activation_offset=True,
-    )
-    assert json.loads(Path(files.config).read_text())["l"]["quant_enable"] is True
-    with pytest.raises(amct.ModelError, match="half a Caffe model; give both files"):
-        amct.create_quant_config(files.config, str(prototxt))
-    with pytest.raises(amct.ArgumentError, match=r"give the weights of a Caffe model by name, weights_file="):
-        amct.create_quant_config(files.config, str(prototxt), str(weights), None, 1)
+@pytest.fixture
+def caffe_pair(files):
+    texts = [
+        caffe_files.layer("InnerProduct", "inner_product_param { num_output: 3 }", name=name, bottoms=source, tops=name)
+        for name, source in (("a", "x"), ("b", "a"))
+    ]
+    arrays = {"a": [np.ones((3, 4)), np.ones(3)], "b": [np.ones((3, 3)), np.ones(3)]}
+    return tuple(map(str, caffe_files.written(files.folder, caffe_files.net({"x": [1, 4]}, *texts), arrays)))
+
+
+def test_caffe_models_are_given_as_amcts_caffe_form_does(files, caffe_pair):
+    def written(*arguments, **named):
+        Path(files.config).unlink(missing_ok=True)
+        amct.create_quant_config(files.config, *arguments, **named)
+        return json.loads(Path(files.config).read_text())
+
+    prototxt, weights = caffe_pair
+    config = written(prototxt, weights)
+    assert (config["a"]["quant_enable"], config["batch_num"], config["activation_offset"]) == (True, 1, True)
+    assert config == written(prototxt, Path(weights)) == written(Path(prototxt), weights_file=weights)
+    assert config == written(model_file=prototxt, weights_file=weights, skip_layers=None, batch_num=1)
+    config = written(prototxt, weights, ["a"], 2, False)
+    assert ["a" in config and config["a"]["quant_enable"], config["b"]["quant_enable"]] == [False, True]
+    assert (config["batch_num"], config["activation_offset"]) == (2, False)
+    assert config == written(prototxt, weights, skip_layers=["a"], batch_num=2, activation_offset=False)
+    assert config == written(prototxt, ["a"], 2, False, weights_file=weights)
+    definition = files.folder / "short.cfg"
+    definition.write_text('batch_num: 2 activation_offset: false skip_layers: "a"')
+    assert config == written(prototxt, weights, None, 1, True, str(definition))
+    batches = list(np.random.default_rng(0).normal(size=(2, 1, 4)).astype(np.float32))
+    assert list(amct.quantize_onnx(caffe_pair, files.config, calibration=batches).plan.layers) == ["b"]
+
+
+def test_caffe_models_given_wrongly_say_what_is_wrong(files, caffe_pair):
+    prototxt, weights = caffe_pair
+    before = files.outputs(), Path(weights).read_bytes()
+    for named in ({}, {"skip_layers": ["a"]}):
+        with pytest.raises(amct.ModelError, match="half a Caffe model; give both files"):
+            amct.create_quant_config(files.config, prototxt, **named)
+    with pytest.raises(amct.ArgumentError, match="weights_file is given twice"):
+        amct.create_quant_config(files.config, prototxt, weights, weights_file=weights)
+    with pytest.raises(amct.ArgumentError, match=r"weights_file goes with a \.prototxt, found .*net.onnx"):
+        amct.create_quant_config(files.config, files.model, weights)
+    with pytest.raises(amct.ArgumentError, match="skip_layers must be a list of the names of layers, found str 'fc'"):
+        amct.create_quant_config(files.config, files.model, "fc")
+    with pytest.raises(amct.ArgumentError, match="skip_layers must be a list of the names of layers, found int 1"):
+        amct.create_quant_config(files.config, prototxt, weights, 1)
+    with pytest.raises(amct.OutputError, match="is given as weights_file and as config_file"):
+        amct.create_quant_config(weights, prototxt, weights)
+    assert (files.outputs(), Path(weights).read_bytes()) == before
 
 
 def test_a_missing_model_is_named(files):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any, overload
 
 from amct_onnx.config import QuantConfig
 from amct_onnx.errors import ArgumentError, ConfigError
@@ -25,6 +27,56 @@ from amct_onnx.stepwise.arguments import path_of, read_source, require_apart, re
 _log = logging.getLogger("amct_onnx")
 
 
+def _weights_may_come_third(function: Callable[..., None]) -> Callable[..., None]:
+    """Take the order of AMCT for Caffe too, where `weights_file` stands behind `model_file`."""
+
+    @functools.wraps(function)
+    def called(*arguments: Any, **named: Any) -> None:
+        if len(arguments) > 2 and _are_caffe_s(*arguments[1:3]):
+            if "weights_file" in named:
+                raise ArgumentError(f"weights_file is given twice: {arguments[2]!r} and {named['weights_file']!r}")
+            named["weights_file"] = arguments[2]
+            arguments = (*arguments[:2], *arguments[3:])
+        function(*arguments, **named)
+
+    return called
+
+
+def _are_caffe_s(model_file: object, third: object) -> bool:
+    """Whether the argument behind `model_file` is the path of Caffe's weights, not a list of layers."""
+    if not isinstance(third, (str, os.PathLike)):
+        return False
+    return str(model_file).endswith(".prototxt") or str(third).endswith(".caffemodel")
+
+
+@overload
+def create_quant_config(
+    config_file: str | os.PathLike[str],
+    model_file: str | os.PathLike[str],
+    skip_layers: Sequence[str] | None = None,
+    batch_num: int = 1,
+    activation_offset: bool = True,
+    config_defination: str | os.PathLike[str] | None = None,
+    updated_model: str | os.PathLike[str] | None = None,
+    *,
+    weights_file: str | os.PathLike[str] | None = None,
+) -> None: ...
+
+
+@overload
+def create_quant_config(
+    config_file: str | os.PathLike[str],
+    model_file: str | os.PathLike[str],
+    weights_file: str | os.PathLike[str],
+    skip_layers: Sequence[str] | None = None,
+    batch_num: int = 1,
+    activation_offset: bool = True,
+    config_defination: str | os.PathLike[str] | None = None,
+    updated_model: str | os.PathLike[str] | None = None,
+) -> None: ...
+
+
+@_weights_may_come_third
 def create_quant_config(
     config_file: str | os.PathLike[str],
     model_file: str | os.PathLike[str],
@@ -47,7 +99,8 @@ def create_quant_config(
         config_defination: a .cfg that says all this in short; the three arguments above then mean nothing.
         updated_model: also write the model there with a name of its own for every node, which the configuration
             speaks of; an existing file is replaced. Use it as `model_file` from then on.
-        weights_file: the .caffemodel where `model_file` is Caffe's .prototxt.
+        weights_file: the .caffemodel where `model_file` is Caffe's .prototxt. By position it comes third, in front of
+            `skip_layers`, as in AMCT for Caffe.
 
     Raises:
         ArgumentError: an argument has the wrong type.
@@ -56,14 +109,14 @@ def create_quant_config(
     """
     target = path_of("config_file", config_file)
     read = {"model_file": path_of("model_file", model_file)}
+    if weights_file is not None:
+        read["weights_file"] = path_of("weights_file", weights_file)
     if config_defination is not None:
         read["config_defination"] = path_of("config_defination", config_defination)
     written = {"config_file": target}
     if updated_model is not None:
         written["updated_model"] = path_of("updated_model", updated_model)
     require_apart(written, read)
-    if isinstance(skip_layers, str) and skip_layers.endswith(".caffemodel"):  # third of AMCT's arguments for Caffe
-        raise ArgumentError(f"give the weights of a Caffe model by name, weights_file={skip_layers!r}")
     if config_defination is None:
         config = _config(skip_layers, batch_num, activation_offset)
     else:

@@ -134,6 +134,8 @@ def _wire(network: Network, layers: Sequence[Layer]) -> _Wiring:
 
 
 def _check_blobs(layer: Layer, known: set[str]) -> None:
+    if "" in (*layer.bottoms, *layer.tops):
+        raise layer.error("a bottom or top of it has no name")
     for name in layer.bottoms:
         if name not in known:
             raise layer.error(f"its bottom {name!r} is the top of no layer before it{nearest(name, known)}")
@@ -145,6 +147,9 @@ def _check_blobs(layer: Layer, known: set[str]) -> None:
         LAYER_TYPES[layer.type].check(layer)
     elif layer.type in PASSING and (len(layer.bottoms) != 1 or not layer.tops):
         raise layer.error(f"it must have 1 bottom and a top, found {len(layer.bottoms)} and {len(layer.tops)}")
+    if layer.type == "Dropout" and not layer.message.dropout_param.scale_train:
+        kept = 1 - layer.message.dropout_param.dropout_ratio
+        raise layer.error(f"scale_train is false, so it scales when the net is used: write it as Power, scale {kept:g}")
 
 
 def _tell_left_out(layer: Layer, results: Sequence[str]) -> None:

@@ -6,7 +6,7 @@ import logging
 import math
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -113,7 +113,7 @@ def _network(message: Any) -> Network:
     layers = []
     for layer in _layers([entry for entry in found if _is_used(entry, message.state)]):
         if layer.type == "Input":
-            inputs.update(_input_shapes(layer))
+            inputs.update(_input_shapes(layer, inputs))
         elif layer.type in _DATA_TYPES:
             raise layer.error(
                 "it reads data by itself; give the network as it is deployed, with an Input layer of a fixed shape"
@@ -178,12 +178,14 @@ def _declared_inputs(message: Any) -> dict[str, Shape]:
     if len(shapes) != len(names):
         found = f"{len(message.input_shape)} input_shape and {len(dims)} input_dim"
         raise ModelError(f"{len(names)} input need as many input_shape, or four input_dim each; found {found}")
-    for name, shape in zip(names, shapes, strict=True):
+    for index, (name, shape) in enumerate(zip(names, shapes, strict=True)):
+        if not name or name in names[:index]:
+            raise ModelError(f"input {name!r}: every input must have a name of its own")
         _check_shape(f"input {name!r}", shape)
     return dict(zip(names, shapes, strict=True))
 
 
-def _input_shapes(layer: Layer) -> dict[str, Shape]:
+def _input_shapes(layer: Layer, before: Collection[str]) -> dict[str, Shape]:
     shapes = [tuple(shape.dim) for shape in layer.message.input_param.shape]
     if len(shapes) == 1:
         shapes *= len(layer.tops)
@@ -191,7 +193,9 @@ def _input_shapes(layer: Layer) -> dict[str, Shape]:
         raise layer.error(
             f"input_param must give one shape, or one for each of its {len(layer.tops)} tops; found {len(shapes)}"
         )
-    for shape in shapes:
+    for index, (name, shape) in enumerate(zip(layer.tops, shapes, strict=True)):
+        if not name or name in before or name in layer.tops[:index]:
+            raise layer.error(f"its top {name!r}: every input must have a name of its own")
         _check_shape(f"layer {layer.name!r} (Input)", shape)
     return dict(zip(layer.tops, shapes, strict=True))
 

@@ -96,12 +96,12 @@ def eltwise(site: Site) -> list[Shape]:
         if blob.shape != site.shape:
             raise site.error(f"its inputs must have one shape, found {list(site.shape)} and {list(blob.shape)}")
     coefficients = list(params.coeff) or [1.0] * len(site.inputs)
-    if len(coefficients) != len(site.inputs) or (params.coeff and params.operation != 1):
+    if len(coefficients) != len(site.inputs) or (params.coeff and params.operation == 0):
         raise site.error(
             f"coeff goes with SUM, one for each of its {len(site.inputs)} inputs; found {len(params.coeff)}"
         )
     tensors = [blob.tensor for blob in site.inputs]
-    if params.operation == 2:
+    if params.operation == 2:  # Caffe takes coefficients here, without effect
         site.emit("Max", tensors)
         return [site.shape]
     operator = "Mul" if params.operation == 0 else "Add"

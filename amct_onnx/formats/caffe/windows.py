@@ -150,14 +150,14 @@ def _window_counts(site: Site, window: _Window, *, rounds_up: bool) -> Shape:
     """
     counts = []
     for side, size, stride, pad in zip(site.shape[2:], window.size, window.stride, window.pad, strict=True):
-        room = side + 2 * pad - size
-        if room < 0:
-            raise site.error(f"its kernel of {size} is larger than its input of {side} with {pad} on either side")
+        room = side + 2 * pad - size  # below 0 for a window larger than the input: rounded up, it may still be one
         if pad >= size:
             raise site.error(f"pad must be smaller than the kernel; found {pad} and {size}")
         count = (math.ceil(room / stride) if rounds_up else room // stride) + 1
         if any(window.pad) and (count - 1) * stride >= side + pad:
             count -= 1
+        if count < 1:
+            raise site.error(f"its kernel of {size} is larger than its input of {side} with {pad} on either side")
         if (count - 1) * stride >= side + pad:
             raise site.error(
                 f"its last window begins at {(count - 1) * stride}, outside of its input of {side}: kernel {size}, "
