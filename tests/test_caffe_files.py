@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from caffe_files import caffemodel, dims, imported, layer, net, written
+from caffe_files import caffemodel, dims, field, imported, layer, net, varint, written
 from graphs import run
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -485,6 +485,24 @@ def test_damage_inside_a_layer_names_it(tmp_path):
 def test_files_in_the_wrong_order_are_told():
     with pytest.raises(ModelError, match=r"the \.prototxt comes first"):
         read_caffe("net.caffemodel", "net.prototxt")
+
+
+@pytest.mark.parametrize(
+    ("shape", "complaint"),
+    [
+        ([1] * 40 + [4, 27], "larger than Caffe has any"),
+        ([0, 2**62, 2**62], "larger than Caffe has any"),
+        ([-4, -27], r"its shape is \[-4, -27\], but it has 108 values"),
+        ([4, 26], r"its shape is \[4, 26\], but it has 108 values"),
+    ],
+)
+def test_shapes_that_no_array_of_caffe_has_are_told_by_the_layer(tmp_path, shape, complaint):
+    pair = written(tmp_path, NEW, {})
+    values = FC[0].tobytes() if shape[0] else b""
+    blob = field(7, field(1, b"".join(map(varint, shape)))) + field(5, values)
+    pair[1].write_bytes(field(100, field(1, b"fc") + field(7, blob)))
+    with pytest.raises(ModelError, match=rf"net.caffemodel: layer 'fc', array 0: .*{complaint}"):
+        read_caffe(*pair)
 
 
 @settings(max_examples=150)

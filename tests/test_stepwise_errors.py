@@ -138,7 +138,7 @@ def test_caffe_models_given_wrongly_say_what_is_wrong(files, caffe_pair):
             amct.create_quant_config(files.config, prototxt, **named)
     with pytest.raises(amct.ArgumentError, match="weights_file is given twice"):
         amct.create_quant_config(files.config, prototxt, weights, weights_file=weights)
-    with pytest.raises(amct.ArgumentError, match=r"weights_file goes with a \.prototxt, found .*net.onnx"):
+    with pytest.raises(amct.ModelError, match=r"net\.onnx: weights of Caffe go with a \.prototxt"):
         amct.create_quant_config(files.config, files.model, weights)
     with pytest.raises(amct.ArgumentError, match="skip_layers must be a list of the names of layers, found str 'fc'"):
         amct.create_quant_config(files.config, files.model, "fc")

@@ -56,12 +56,10 @@ def read_source(model_file: object, weights_file: object = None) -> LightModel:
     """The float model: an .onnx file, or Caffe's two.
 
     Raises:
-        ArgumentError: one of the two is no path, or there are weights beside an .onnx file.
+        ArgumentError: one of the two is no path.
         ModelError: a file is not there, or no model, or the one that `quantize_model` wrote.
     """
     path = path_of("model_file", model_file)
-    if weights_file is not None and path.suffix == ".onnx":
-        raise ArgumentError(f"weights_file goes with a .prototxt, found {path} as model_file")
     model = read_model(path if weights_file is None else (path, path_of("weights_file", weights_file)))
     if any(node.domain in (DOMAIN, HALF_DOMAIN) for node in model.proto.graph.node):
         raise ModelError(f"{path}: is a model to calibrate with (quantize_model writes such); give the float model")

@@ -41,6 +41,8 @@ def read_caffe(prototxt: str | os.PathLike[str], caffemodel: str | os.PathLike[s
     for what, path in (("prototxt", prototxt), ("caffemodel", caffemodel)):
         if not isinstance(path, (str, os.PathLike)):
             raise ModelError(f"the {what} is a {type(path).__name__}; give the path of a file")
+    if str(prototxt).endswith(".onnx"):
+        raise ModelError(f"{prototxt}: weights of Caffe go with a .prototxt; an ONNX model is given alone")
     if str(prototxt).endswith(".caffemodel") or str(caffemodel).endswith(".prototxt"):
         raise ModelError(f"{prototxt}, {caffemodel}: the .prototxt comes first, then the .caffemodel")
     network = read_network(prototxt)

@@ -15,10 +15,13 @@ from numpy.typing import NDArray
 
 from amct_onnx.errors import ModelError, nearest
 from amct_onnx.formats.caffe.damage import broken_place
-from amct_onnx.formats.caffe.network import Layer, Shape
+from amct_onnx.formats.caffe.network import LARGEST, Layer, Shape
 from amct_onnx.formats.schema import load_schema
 
 Floats = NDArray[np.float32]
+
+_MOST_AXES = 32
+"""Of a blob, in Caffe."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,6 +112,8 @@ def _array(blob: Any, where: str) -> Floats:
     old = (blob.num, blob.channels, blob.height, blob.width)
     values = blob.data or blob.double_data
     shape = tuple(blob.shape.dim) if blob.HasField("shape") else old if any(old) else (len(values),)
+    if len(shape) > _MOST_AXES or math.prod(size or 1 for size in shape) > LARGEST:
+        raise ModelError(f"{where}: its shape is {list(shape)!s:.100}, larger than Caffe has any; the file is damaged")
     if min(shape, default=1) < 0 or math.prod(shape) != len(values):
         raise ModelError(f"{where}: its shape is {list(shape)}, but it has {len(values)} values; the file is damaged")
     with np.errstate(over="ignore"):
