@@ -99,8 +99,8 @@ def test_a_model_that_cannot_be_raised_is_refused_and_nothing_is_left(tmp_path, 
 def test_a_qdq_model_that_computes_something_else_is_not_written(tmp_path, monkeypatch):
     from amct_onnx.passes import insert_qdq
 
-    right = insert_qdq.quantize_bias
-    monkeypatch.setattr(insert_qdq, "quantize_bias", lambda bias, scale: right(bias * 3, scale))
+    right = insert_qdq.integer_bias
+    monkeypatch.setattr(insert_qdq, "integer_bias", lambda state, node, bias: right(state, node, bias * 3))
     with pytest.raises(ModelError, match=r"output 'logits' of the QDQ model is .* dB from .*; please report the model"):
         quantize_onnx(
             DIGITS / "digits.onnx",
