@@ -29,6 +29,9 @@ def _resize(
     call.refuse("keep_aspect_ratio_policy", "stretch")
     axes = _by_scales(call, x, scales) if sizes is None or sizes.numel() == 0 else _by_sizes(call, x, sizes)
     mode = call.get("coordinate_transformation_mode", "half_pixel")
+    if mode == "half_pixel_symmetric" and call.get("mode", "nearest") == "nearest":
+        # its places fall on integers but for the last digit, which then decides between two neighbours
+        raise NotAvailableError(f"coordinate_transformation_mode={mode!r} with mode='nearest' is not available yet")
     return _resized(call, x, axes, mode, call.get("nearest_mode", "round_prefer_floor"))
 
 
@@ -84,7 +87,8 @@ def _places(along: _Axis, old: int, mode: str, device: torch.device) -> Tensor:
     if mode == "pytorch_half_pixel":
         return half_pixel if along.size > 1 else torch.zeros_like(new)
     if mode == "half_pixel_symmetric":
-        return old / 2 * (1 - along.size / (scale * old)) + half_pixel
+        # added in onnxruntime's order: where a place falls on an integer, the last digit decides between neighbours
+        return old / 2 * (1 - along.size / (scale * old)) + (new + 0.5) / scale - 0.5
     raise NotAvailableError(f"coordinate_transformation_mode={mode!r} is not available for training")
 
 
