@@ -57,6 +57,12 @@ def test_how_many_go(channels, ratio, ascend_optimized, group, pruned):
 FLOATS = st.floats(width=32, allow_nan=True, allow_infinity=True, allow_subnormal=True)
 
 
+@pytest.mark.parametrize("infinite", [np.inf, -np.inf, np.nan])
+def test_of_infinite_weights_the_earlier_stay(infinite):
+    weight = np.array([1, infinite, np.nan, np.inf, 3e38, 2, 1], np.float32)
+    np.testing.assert_array_equal(selective_mask(weight, 0), [0, 1, 1, 0, 1, 1, 0])
+
+
 @given(arrays(np.float32, array_shapes(min_dims=1, max_dims=3, max_side=9), elements=FLOATS), st.data())
 def test_masks_are_those_of_the_plain_version(weight, data):
     axis = data.draw(st.integers(0, weight.ndim - 1))

@@ -17,7 +17,7 @@ def selective_mask(weight: Array, axis: int) -> NDArray[np.bool_]:
     """True for the two weights of largest magnitude among each four that follow each other along `axis`.
 
     What lacks to the last four counts as taken away first, so one or two left over all stay. Of equal magnitudes the
-    earlier stays; NaN counts as larger than any number.
+    earlier stays; NaN counts as infinite.
 
     Args:
         weight: any shape.
@@ -27,7 +27,7 @@ def selective_mask(weight: Array, axis: int) -> NDArray[np.bool_]:
     missing = -rows.shape[-1] % 4
     padded = np.concatenate([rows, np.full((*rows.shape[:-1], missing), -1.0)], axis=-1)
     fours = padded.reshape(*padded.shape[:-1], -1, 4)
-    order = np.argsort(-np.nan_to_num(fours, nan=np.inf), axis=-1, kind="stable")
+    order = np.argsort(-np.where(np.isnan(fours), np.inf, fours), axis=-1, kind="stable")
     kept = np.zeros(fours.shape, np.bool_)
     np.put_along_axis(kept, order[..., :2], True, axis=-1)
     mask = kept.reshape(padded.shape)[..., : rows.shape[-1]]
