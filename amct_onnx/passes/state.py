@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from amct_onnx.kernels.adaround import AdaRound
 from amct_onnx.kernels.arq import Arq
+from amct_onnx.kernels.distribution import Distribution, RangeCandidate
 from amct_onnx.kernels.dmq import Dmq
 from amct_onnx.kernels.hfmg import Hfmg
 from amct_onnx.kernels.ifmr import Ifmr
@@ -110,6 +111,8 @@ class QuantState:
     clusters: layer -> the integers that NUQ leaves to its weight, int8, ascending.
     rounded: layer -> its weight as integers, where they are not the nearest; int8, output channels first.
     left_float: planned layers and tensors that turned out not to be quantizable -> the reason.
+    distributions: layer, or key of a tensor -> what was seen of its input; "<layer>:1" for the second input of a layer.
+    considered: the same -> ranges that were considered for it, the chosen one not among them.
     """
 
     graph: Graph
@@ -124,6 +127,8 @@ class QuantState:
     clusters: dict[str, NDArray[np.int8]] = field(default_factory=dict)
     rounded: dict[str, NDArray[np.int8]] = field(default_factory=dict)
     left_float: dict[str, str] = field(default_factory=dict)
+    distributions: dict[str, Distribution] = field(default_factory=dict)
+    considered: dict[str, tuple[RangeCandidate, ...]] = field(default_factory=dict)
 
     def layers(self) -> list[LayerPlan]:
         """The planned layers that are still to be quantized, in the order of the graph."""

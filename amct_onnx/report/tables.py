@@ -14,8 +14,8 @@ from amct_onnx.kernels.nuq import Nuq
 from amct_onnx.kernels.quant_params import QuantParams
 from amct_onnx.passes.state import LayerPlan, QuantPlan
 from amct_onnx.report.agreement import Agreement
-from amct_onnx.report.agreement_page import decibels
 from amct_onnx.report.compare import TensorError
+from amct_onnx.report.page import decibels
 from amct_onnx.report.simulation import OutputRange
 
 _MOST_OUTPUTS, _MOST_LAYERS = 2, 8
@@ -33,14 +33,19 @@ def plan_table(plan: QuantPlan, op_types: Mapping[str, str], *, everything: bool
         if name in plan.layers:
             layer = plan.layers[name]
             _row(
-                table, name, op_type, _activation(layer.activation), _weight(layer), "; ".join(plan.notes.get(name, ()))
+                table,
+                name,
+                op_type,
+                activation_text(layer.activation),
+                weight_text(layer),
+                "; ".join(plan.notes.get(name, ())),
             )
         elif name in plan.skipped and (everything or not plan.skipped[name].endswith("operator that can be quantized")):
             _row(table, name, op_type, "float", "", plan.skipped[name])
         for tensor in plan.tensors:
             if tensor.node == name:
                 note = "one scale with the other input" if tensor.joint else "this input alone"
-                _row(table, tensor.key, op_type, _activation(tensor.activation), "", note)
+                _row(table, tensor.key, op_type, activation_text(tensor.activation), "", note)
     return table
 
 
@@ -114,7 +119,8 @@ def _row(table: Table, *cells: str) -> None:
     table.add_row(*(Text(cell) for cell in cells))
 
 
-def _activation(activation: Ifmr | Hfmg | QuantParams) -> str:
+def activation_text(activation: Ifmr | Hfmg | QuantParams) -> str:
+    """How an input is quantized, in words."""
     if isinstance(activation, QuantParams):
         return f"int{activation.num_bits} given"
     algorithm = "ifmr" if isinstance(activation, Ifmr) else "hfmg"
@@ -122,7 +128,8 @@ def _activation(activation: Ifmr | Hfmg | QuantParams) -> str:
     return f"int{activation.num_bits} {sign} {algorithm}"
 
 
-def _weight(layer: LayerPlan) -> str:
+def weight_text(layer: LayerPlan) -> str:
+    """How a weight is quantized, in words; empty where there is none."""
     if layer.op_type == "AveragePool":
         return ""
     weight = layer.weight
