@@ -82,7 +82,7 @@ class AccuracyTarget:
         """In words. original: as of `limit`."""
         if self.metric is not None:
             return f"a metric of at least {self.limit(original):.6g} (float: {original:.6g})"
-        kind, limit = ("SQNR", f"{self.sqnr:g} dB") if self.sqnr is not None else ("cosine", f"{self.cosine:g}")
+        kind, limit = ("SQNR", f"{self.sqnr:.10g} dB") if self.sqnr is not None else ("cosine", f"{self.cosine:.10g}")
         return f"{kind} of at least {limit}"
 
 

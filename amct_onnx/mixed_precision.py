@@ -1,7 +1,8 @@
 """Which layers stay float, or get 16-bit activations, so that a model reaches an accuracy target.
 
-Layers are ranked by the noise that they bring to the outputs (`selection.rank`); then as few of them as will do are
-kept (`selection.choose`), and every choice is written as a trial model and measured again.
+The layers that matter are found by what each does by itself, then ranked by the noise that they bring to the outputs
+(`selection.rank`); as few as will do are kept (`selection.choose`), every choice being written as a trial model and
+measured again.
 """
 
 from __future__ import annotations
@@ -20,12 +21,14 @@ from amct_onnx.config import QuantConfig
 from amct_onnx.data import CalibrationSource, Feed, Feeds, InputSpec
 from amct_onnx.errors import AmctError, ConfigError, EvaluatorError
 from amct_onnx.formats.model_file import write_model
+from amct_onnx.layer_pairs import layer_pairs
 from amct_onnx.passes.graph import Array
 from amct_onnx.passes.session import open_session
 from amct_onnx.passes.state import QuantState
 from amct_onnx.passes.weights import LightModel
 from amct_onnx.progress import Progress
 from amct_onnx.report.compare import RunningError
+from amct_onnx.report.page import counted
 from amct_onnx.selection import Layers, choose, rank
 from amct_onnx.trials import Mix, Trials, copies, measured_outputs
 
@@ -38,7 +41,10 @@ _MOST_MEASURED = 16
 """Batches that are kept in memory, with what the float model makes of them, to measure trial models on."""
 
 _RANKED_BATCHES = 4
-"""Batches of the calibration data that layers are ranked on."""
+"""Batches of the calibration data that layers are ranked on by the noise that they bring to the outputs."""
+
+_COMPARED_BATCHES = 2
+"""Batches of the calibration data that layers are compared on by themselves."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,13 +86,11 @@ def held_back(
     end = min(total, used + _MOST_MEASURED)
     if end == used:
         on = min(total, _MOST_MEASURED)
-        return config, Measured(feeds=None, says=f"{_batches(on)} of the calibration data: too few to hold any back")
+        return config, Measured(
+            feeds=None, says=f"{counted(on, 'batch')} of the calibration data: too few to hold any back"
+        )
     feeds = tuple(copies(islice(every, used, end)))
-    return replace(config, batch_num=used), Measured(feeds=feeds, says=f"{_batches(end - used)} held back")
-
-
-def _batches(number: int) -> str:
-    return f"{number} batch{'' if number == 1 else 'es'}"
+    return replace(config, batch_num=used), Measured(feeds=feeds, says=f"{counted(end - used, 'batch')} held back")
 
 
 def reach(
@@ -112,7 +116,7 @@ def reach(
     judge = _Judge(trials, target, gauge)
     mix = Mix()
     if not judge.step(mix).reached:
-        ranking = [name for name, _ in _ranked(trials, show)]
+        ranking = _ranked(found, trials, judge, show)
         wide = trials.int16_layers() if target.int16 else frozenset()
         chosen = choose(ranking, judge.is_enough, wide)
         if chosen is None:
@@ -123,19 +127,46 @@ def reach(
     return state, search
 
 
-def _ranked(trials: Trials, show: Progress) -> list[tuple[str, float]]:
+def _ranked(found: Calibrated, trials: Trials, judge: _Judge, show: Progress) -> list[str]:
+    """The layers to choose from, the most harmful first.
+
+    What a layer does by itself, with float inputs, is cheap to measure and tells roughly where to look: so many of the
+    worst as suffice when they are float are ranked by what they do to the outputs, the others follow as they are.
+    """
+    order = _by_themselves(found, trials)
+    suspects = 1
+    while suspects < len(order) and not judge.is_enough(frozenset(order[:suspects]), frozenset()):
+        suspects *= 2
     ticks = show.track(count(), "rank layers", None, "measurements")
     next(ticks)
 
     def noise(layers: Layers) -> float:
-        found = trials.noise(Mix(float_layers=layers))
+        value = trials.noise(Mix(float_layers=layers))
         next(ticks)
-        return found
+        return value
 
     try:
-        return rank(trials.layers, noise)
+        ranking = rank(order[:suspects], noise) if suspects > 1 else [(order[0], 0.0)]
     finally:
         ticks.close()  # type: ignore[attr-defined]
+    rest = order[suspects:] if judge.takes_int16 else order[suspects : suspects + 1]
+    return [*(name for name, _ in ranking), *rest]  # one more than suffice: what all of them do is not asked
+
+
+def _by_themselves(found: Calibrated, trials: Trials) -> list[str]:
+    """The layers in the order of the noise that each makes alone of the input it has in calibration."""
+    sums = {name: RunningError() for name in trials.layers}
+    feeds = islice(found.feeds, _COMPARED_BATCHES)
+    for pairs in layer_pairs(trials.state(Mix()), trials.model(Mix()), feeds):
+        for name, (expected, given) in pairs.items():
+            sums[name].add(expected, given)
+    return sorted(sums, key=lambda name: _noise(sums[name]), reverse=True)
+
+
+def _noise(error: RunningError) -> float:
+    """Noise / signal; infinite where it is no number."""
+    ratio = error.noise / error.xx if error.xx else error.noise
+    return ratio if math.isfinite(ratio) else math.inf
 
 
 class _Judge:
@@ -144,7 +175,7 @@ class _Judge:
     def __init__(self, trials: Trials, target: AccuracyTarget, gauge: _Outputs | _Metric) -> None:
         self._trials, self._target, self._gauge = trials, target, gauge
         self._known: dict[Mix, TargetStep] = {}
-        self.described = target.describe(gauge.original)
+        self.described, self.takes_int16 = target.describe(gauge.original), target.int16
 
     @property
     def steps(self) -> tuple[TargetStep, ...]:

@@ -307,3 +307,13 @@ def adaround_soft(layer: Any, parameters: Any, activation: Any, *, step: float) 
         unbiased = first / (1 - 0.9 ** (iteration + 1)), second / (1 - 0.999 ** (iteration + 1))
         alpha = alpha - step * unbiased[0] / (np.sqrt(unbiased[1]) + 1e-8)
     return np.vectorize(soft_rounding)(alpha)
+
+
+def naive_distribution(values, bars=64):
+    """Lowest and highest value, zero included, and how many values lie in each of equal bars between them."""
+    low, high = min(0.0, float(min(values))), max(0.0, float(max(values)))
+    counts = [0] * bars
+    for value in values:
+        place = 0 if low == high else int((float(value) - low) / (high - low) * bars)
+        counts[min(place, bars - 1)] += 1
+    return low, high, np.array(counts)

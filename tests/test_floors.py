@@ -17,7 +17,7 @@ FLOORS = [
     ["planning_tensors"],
     ["deploy", "planning", "report"],
     ["calibrated", "given", "prepare", "results"],
-    ["selection", "trials"],
+    ["layer_pairs", "selection", "trials"],
     ["mixed_precision"],
     ["caffe", "convert", "quantize"],
     ["retrain", "stepwise"],

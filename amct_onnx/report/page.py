@@ -9,8 +9,9 @@ from html import escape
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2em auto; max-width: 1100px; padding: 0 1em; color: #222 }
 table { border-collapse: collapse; margin: 1em 0; font-size: 13px } th, td { padding: 3px 9px; text-align: right }
-th { border-bottom: 2px solid #888 } td { border-bottom: 1px solid #ddd } .name { text-align: left; max-width: 22em;
-overflow-wrap: anywhere } .scroll { overflow-x: auto } svg { width: 100%; height: auto } svg text { font-size: 12px }
+th { border-bottom: 2px solid #888 } td { border-bottom: 1px solid #ddd } .name { text-align: left; min-width: 7em;
+max-width: 22em; overflow-wrap: anywhere } .scroll { overflow-x: auto }
+svg { width: 100%; height: auto } svg text { font-size: 12px }
 dt { font-weight: 600 } h2 { margin-top: 2em }
 """
 
@@ -31,6 +32,11 @@ def _kind(column: int) -> str:
 def decibels(value: float) -> str:
     """A number of dB as tables show it."""
     return "equal" if value == math.inf else "?" if math.isnan(value) else f"{value:.1f}"
+
+
+def counted(number: int, noun: str) -> str:
+    """A number of things: 1 batch, 2 batches."""
+    return f"{number} {noun}{'' if number == 1 else 'es' if noun.endswith('ch') else 's'}"
 
 
 def share(value: float) -> str:

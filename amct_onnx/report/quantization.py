@@ -11,7 +11,7 @@ from amct_onnx.kernels.distribution import Distribution, RangeCandidate, range_o
 from amct_onnx.passes.state import QuantState
 from amct_onnx.report.compare import Comparison, TensorError
 from amct_onnx.report.json_text import json_text
-from amct_onnx.report.tables import activation_text, weight_text
+from amct_onnx.report.plan_words import activation_text, weight_text
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,6 +118,7 @@ def quantization_report(
     nodes = [
         FloatNode(name=name, op_type=op_types.get(name, ""), reason=reason, could=_could(state, op_types, name))
         for name, reason in state.plan.skipped.items()
+        if name not in state.plan.folded
     ]
     return QuantizationReport(
         batches=batches,
@@ -186,8 +187,7 @@ def _could(state: QuantState, op_types: Mapping[str, str], name: str) -> bool:
     plan = state.plan
     if name in plan.disabled or name in state.left_float:
         return True
-    stays = name in op_types and name not in plan.folded
-    return stays and not plan.skipped[name].endswith("operator that can be quantized")
+    return name in op_types and not plan.skipped[name].endswith("operator that can be quantized")
 
 
 def _harm(layer: LayerReport) -> tuple[bool, float]:

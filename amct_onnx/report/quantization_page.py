@@ -9,8 +9,11 @@ from html import escape
 from amct_onnx.accuracy_target import TargetSearch
 from amct_onnx.kernels.distribution import Distribution, RangeCandidate
 from amct_onnx.report.compare import TensorError
-from amct_onnx.report.page import decibels, document, table
+from amct_onnx.report.page import counted, decibels, document, table
 from amct_onnx.report.quantization import FloatNode, InputRange, LayerReport, QuantizationReport
+
+_POOR = 20.0
+"""SQNR in dB below which a layer stands out."""
 
 _WIDTH, _BARS_HEIGHT, _ROW, _MARGIN = 400, 96, 13, 4
 _BARS, _CHOSEN, _OTHERS = "#9aa5b1", "#1b6ca8", ("#c2410c", "#15803d", "#7e22ce", "#666666")
@@ -42,8 +45,8 @@ def quantization_page(found: QuantizationReport) -> str:
         "Quantization report",
         [
             "<h1>Quantization report</h1>",
-            f"<p>{len(found.layers)} layers and tensors quantized over {found.batches} calibration batches, "
-            f"{could} layers left float that could have been quantized.</p>",
+            f"<p>{counted(len(found.layers), 'layer')} quantized, calibrated with {counted(found.batches, 'batch')}; "
+            f"{counted(could, 'layer')} left float that could have been quantized.</p>",
             "<h2>Outputs against the float model</h2>",
             *table(("output", "SQNR (dB)", "cosine", "largest difference"), _output_rows(found)),
             *_sizes(found),
@@ -116,10 +119,11 @@ def _layer_table(found: QuantizationReport) -> Iterator[str]:
 
 
 def _figure(index: int, layer: LayerReport) -> Iterator[str]:
-    yield f'<figure id="layer-{index}"><figcaption><b>{escape(layer.name)}</b> {escape(layer.op_type)}'
+    error = ""
     if layer.error is not None:
-        poor = ' class="poor"' if not layer.error.sqnr >= 20 else ""
-        yield f", <span{poor}>{decibels(layer.error.sqnr)} dB</span>"
+        poor = ' class="poor"' if not layer.error.sqnr >= _POOR else ""
+        error = f", <span{poor}>{decibels(layer.error.sqnr)} dB</span>"
+    yield f'<figure id="layer-{index}"><figcaption><b>{escape(layer.name)}</b> {escape(layer.op_type)}{error}'
     said = ", ".join(part for part in (layer.activation, layer.weight) if part)
     yield f'<br><span class="dim">{escape(said)}</span>'
     yield "".join(f"<br>{escape(note)}" for note in layer.notes) + "</figcaption>"
@@ -167,10 +171,9 @@ def _row(y: float, scale: _Scale, shown: RangeCandidate, colour: str) -> Iterato
         f'<line x1="{x:.1f}" y1="{y}" x2="{end:.1f}" y2="{y}" stroke="{colour}" stroke-width="2">'
         f"<title>{said}</title></line>"
     )
-    yield (
-        f'<text x="{middle:.1f}" y="{y + 4}" text-anchor="middle" fill="{colour}" stroke="#fff" stroke-width="4" '
-        f'paint-order="stroke">{escape(shown.name)}</text>'
-    )
+    half = 3.4 * len(shown.name)
+    yield f'<rect x="{middle - half:.1f}" y="{y - 5}" width="{2 * half:.1f}" height="10" fill="#fff"/>'
+    yield f'<text x="{middle:.1f}" y="{y + 4}" text-anchor="middle" fill="{colour}">{escape(shown.name)}</text>'
 
 
 class _Scale:
@@ -213,13 +216,14 @@ def _floats(nodes: tuple[FloatNode, ...]) -> Iterator[str]:
     for node in nodes:
         if not node.could:
             others.setdefault(node.reason, []).append(node.name)
-    for reason, names in others.items():
-        yield f"<details><summary>{len(names)} nodes: {escape(reason)}</summary><ul>"
+    for reason, names in sorted(others.items(), key=lambda entry: -len(entry[1])):
+        yield f"<details><summary>{counted(len(names), 'node')}: {escape(reason)}</summary><ul>"
         yield "".join(f"<li>{escape(name)}</li>" for name in names) + "</ul></details>"
 
 
 def _folded(found: QuantizationReport) -> Iterator[str]:
     if found.folded:
-        yield f"<details><summary>{len(found.folded)} nodes were folded into another one</summary><ul>"
+        said = f"{counted(len(found.folded), 'node')} folded into another one, which computes what they did"
+        yield f"<details><summary>{said}</summary><ul>"
         yield "".join(f"<li>{escape(name)} into {escape(into)}</li>" for name, into in found.folded.items())
         yield "</ul></details>"
