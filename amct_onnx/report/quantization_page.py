@@ -171,7 +171,7 @@ def _row(y: float, scale: _Scale, shown: RangeCandidate, colour: str) -> Iterato
         f'<line x1="{x:.1f}" y1="{y}" x2="{end:.1f}" y2="{y}" stroke="{colour}" stroke-width="2">'
         f"<title>{said}</title></line>"
     )
-    half = 3.4 * len(shown.name)
+    half = 3.9 * len(shown.name)
     yield f'<rect x="{middle - half:.1f}" y="{y - 5}" width="{2 * half:.1f}" height="10" fill="#fff"/>'
     yield f'<text x="{middle:.1f}" y="{y + 4}" text-anchor="middle" fill="{colour}">{escape(shown.name)}</text>'
 
