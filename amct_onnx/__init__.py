@@ -7,6 +7,7 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from amct_onnx.accuracy_target import AccuracyTarget as AccuracyTarget
     from amct_onnx.auto_calibration.run import accuracy_based_auto_calibration as accuracy_based_auto_calibration
     from amct_onnx.caffe import import_caffe as import_caffe
     from amct_onnx.config import LayerConfig as LayerConfig
@@ -65,6 +66,7 @@ if TYPE_CHECKING:
 
 # Where each name lives. Loaded on first use: importing the package stays cheap.
 _HOMES = {
+    "amct_onnx.accuracy_target": "AccuracyTarget",
     "amct_onnx.auto_calibration.run": "accuracy_based_auto_calibration",
     "amct_onnx.caffe": "import_caffe",
     "amct_onnx.config": "LayerConfig NuqConfig QuantConfig TensorConfig",

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from amct_onnx.accuracy_target import AccuracyTarget
 from amct_onnx.auto_calibration.protocol import STRATEGIES
 from amct_onnx.cli_help import EXAMPLES
 from amct_onnx.data import CalibrationSource, InputSpec, checked_feeds, input_specs, raw_feeds
@@ -113,6 +114,17 @@ def _add_calibration(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--batch_num", type=int, help="batches to use where --calibration_config says no number")
     parser.add_argument("--format", choices=["qdq"], help="also write <save_path>_qdq_model.onnx, which others read")
+    parser.add_argument(
+        "--report",
+        action="store_true",
+        help="also write <save_path>_report.html, which shows what was decided and why, and the same as _report.json",
+    )
+    parser.add_argument(
+        "--target",
+        metavar="TARGET",
+        help="sqnr:30 (in dB) or cosine:0.99, which every output must keep: as few layers as will do stay float",
+    )
+    parser.add_argument("--int16", action="store_true", help="with --target: 16-bit activations before float layers")
     _add_data(parser)
     evaluator = parser.add_argument_group("the user's own loop", "instead of calibration data")
     evaluator.add_argument(
@@ -247,6 +259,9 @@ def _calibration(options: argparse.Namespace) -> None:
         return _calibration_by_evaluator(options)
     if options.strategy is not None:
         raise ConfigError("--strategy goes with --evaluator: it chooses layers by what an evaluator says of models")
+    if options.int16 and options.target is None:
+        raise ConfigError("--int16 goes with --target: it says what is done to reach it")
+    target = None if options.target is None else AccuracyTarget.parse(options.target, int16=options.int16)
     source, batch_num = _data_source(options)
     _quant_json(options)
     config = None if options.calibration_config is None else load_any_config(options.calibration_config)
@@ -261,6 +276,8 @@ def _calibration(options: argparse.Namespace) -> None:
         calibration=source,
         save_path=options.save_path,
         qdq=options.format == "qdq",
+        report=options.report,
+        target=target,
         **given,
     )
     _show_result(result, options, "fake-quant against float, first batch")
@@ -271,8 +288,8 @@ def _calibration_by_evaluator(options: argparse.Namespace) -> None:
     from amct_onnx.auto_calibration.run import AutoCalibrationResult
     from amct_onnx.auto_calibration.trial_table import trial_table
 
-    names = ("data", "data_dir", "data_types", "input_shape", "format")
-    if given := [f"--{name}" for name in names if getattr(options, name) is not None]:
+    names = ("data", "data_dir", "data_types", "input_shape", "format", "report", "target", "int16")
+    if given := [f"--{name}" for name in names if getattr(options, name) not in (None, False)]:
         raise ConfigError(f"--evaluator excludes {', '.join(given)}")
     if options.weights is not None:
         raise ConfigError("--evaluator runs an .onnx model; make one of the Caffe model with `amct_onnx convert-caffe`")
@@ -297,7 +314,7 @@ def _calibration_by_evaluator(options: argparse.Namespace) -> None:
 def _show_result(result: QuantizeResult, options: argparse.Namespace, title: str) -> None:
     """The errors of the outputs, and the files that were written."""
     from amct_onnx.formats.model_file import read_without_data, write_files
-    from amct_onnx.report.tables import error_table
+    from amct_onnx.report.tables import error_table, report_summary
     from amct_onnx.stepwise.quant_json import format_quant_json
 
     quant_json = None
@@ -306,8 +323,10 @@ def _show_result(result: QuantizeResult, options: argparse.Namespace, title: str
         write_files({quant_json: format_quant_json(read_without_data(result.deploy_model), result.plan)})
 
     _show(error_table(result.output_errors, title))
+    for part in () if result.report is None else report_summary(result.report):
+        _show(part)
     files = (result.deploy_model, result.fake_quant_model, result.qdq_model, result.record, result.config, quant_json)
-    for path in (*files, result.quant_info):
+    for path in (*files, result.quant_info, result.report_html, result.report_json):
         if path is not None:
             print(path)
 
@@ -532,7 +551,7 @@ def _shape_of(part: str) -> tuple[str, tuple[int, ...]]:
 
 
 def _show(table: object) -> None:
-    """Print a table; where the output is no terminal, wide enough that nothing is cut."""
+    """Print a table or a text; where the output is no terminal, wide enough that nothing is cut."""
     from rich.console import Console
 
     console = Console() if sys.stdout is not None and sys.stdout.isatty() else Console(width=160)

@@ -6,6 +6,7 @@ examples:
   amct_onnx calibration --model net.onnx --save_path out/net --data data/
   amct_onnx calibration --model=net.onnx --save_path=out/net --data_dir=bins --data_types=float32 \\
       --input_shape="image:1,1,8,8" --batch_num=2 --calibration_config=quant.cfg
+  amct_onnx calibration --model net.onnx --save_path out/net --data data/ --target sqnr:30 --report
   amct_onnx calibration --model net.onnx --save_path out/net --evaluator evaluator.py --batch_num 2
 
 --data is the easy form: a directory with one batch per file (.npy, .npz or raw), or one .npz or .npy file. The other

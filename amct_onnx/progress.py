@@ -18,21 +18,39 @@ class Progress:
     """Reports phases, and within a phase how many batches, or other parts, are through.
 
     bar: draw a bar on standard error; None does so where that is a terminal.
+
+    Attributes:
+        seconds: phase, or parts that were tracked -> how long it took, all times together.
     """
 
     def __init__(self, bar: bool | None = None) -> None:
         self._bar = sys.stderr.isatty() if bar is None else bar
+        self._started = time.perf_counter()
+        self.seconds: dict[str, float] = {}
+
+    def so_far(self) -> dict[str, float]:
+        """What took how long, and "all" since the start."""
+        return {**self.seconds, "all": time.perf_counter() - self._started}
+
+    def _note(self, name: str, started: float) -> float:
+        took = time.perf_counter() - started
+        self.seconds[name] = self.seconds.get(name, 0.0) + took
+        return took
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
         """A step without countable parts."""
         started = time.perf_counter()
         yield
-        _log.info("%s: %.1f s", name, time.perf_counter() - started)
+        _log.info("%s: %.1f s", name, self._note(name, started))
 
     def track(self, parts: Iterable[T], name: str, total: int | None, unit: str = "batches") -> Iterator[T]:
         """Hand the parts on, batches or what else `unit` says, and report each that is through."""
-        return (self._draw if self._bar else self._say)(parts, name, total, unit)
+        started = time.perf_counter()
+        try:
+            yield from (self._draw if self._bar else self._say)(parts, name, total, unit)
+        finally:
+            self._note(name, started)
 
     def _draw(self, parts: Iterable[T], name: str, total: int | None, unit: str) -> Iterator[T]:
         from rich.console import Console

@@ -5,30 +5,33 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Executor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
+from amct_onnx.accuracy_target import AccuracyTarget
 from amct_onnx.by_strategy import quantize_by_strategy
+from amct_onnx.calibrated import Calibrated
 from amct_onnx.config import QuantConfig, with_options
 from amct_onnx.data import CalibrationSource, Feed, Feeds, input_specs
-from amct_onnx.errors import ConfigError
+from amct_onnx.errors import ConfigError, NotAvailableError
 from amct_onnx.formats.amct_json import format_json
 from amct_onnx.formats.config_source import load_any_config
 from amct_onnx.formats.model_file import ModelSource, read_model
 from amct_onnx.kernels.adaround import AdaRound
-from amct_onnx.kernels.checks import require_int
+from amct_onnx.kernels.checks import require_bool, require_int
+from amct_onnx.mixed_precision import held_back, reach
 from amct_onnx.passes.calibration import CalibrationRun
 from amct_onnx.passes.fix_global_pools import fix_global_pools
-from amct_onnx.passes.graph import Array
 from amct_onnx.passes.manager import run_passes
 from amct_onnx.passes.observe import warm_up_beside
 from amct_onnx.passes.pipelines import FUSE, calibrate
-from amct_onnx.passes.state import QuantPlan, QuantState
 from amct_onnx.passes.weights import LightModel
 from amct_onnx.planning import make_plan
 from amct_onnx.prepare import final_plan, prepare, require_same
 from amct_onnx.progress import Progress
-from amct_onnx.results import FILES, QDQ_FILE, QuantizeResult, Target, finish, json_layers, make_results
+from amct_onnx.report.compare import Comparison
+from amct_onnx.report.quantization import QuantizationReport, quantization_report
+from amct_onnx.results import FILES, QDQ_FILE, REPORT_FILES, QuantizeResult, Target, finish, json_layers, make_results
 from amct_onnx.strategy_config import StrategyConfig
 
 
@@ -41,6 +44,8 @@ def quantize_onnx(
     measure_layers: bool = False,
     qdq: bool = False,
     deploy: bool | None = None,
+    report: bool = False,
+    target: AccuracyTarget | None = None,
     memory_limit: int | None = None,
     executor: Executor | None = None,
     progress: bool | None = None,
@@ -59,6 +64,10 @@ def quantize_onnx(
         qdq: also make a model of the same decisions with QuantizeLinear and DequantizeLinear (`_qdq_model.onnx`).
         deploy: for a Vitis AI strategy: True raises an error unless Ascend's operators compute every layer as it says,
             False makes no deploy model; None makes one of the layers that fit.
+        report: also tell what was decided and why: `_report.html`, a page with pictures, and `_report.json`.
+        target: what accuracy the fake-quant model must keep: as few layers as will do stay float, or get 16-bit
+            activations. It is measured on batches held back from calibration where there are enough, see
+            `amct_onnx.mixed_precision.held_back`.
         memory_limit: bytes that the observed tensors may take at a time; where all of them take more, the data are gone
             through several times, with the same result. None for half of the memory that is free.
         executor: computes shards of the calibration data in its workers, one thread each: any of concurrent.futures, or
@@ -69,14 +78,20 @@ def quantize_onnx(
     Raises:
         ConfigError, ModelError, DataError, OutputError, NotAvailableError: each names what was found, where, and what
             is allowed. No file is left behind.
+        EvaluatorError: the metric of the target failed.
     """
-    _check_run(memory_limit, executor)
+    _check_run(memory_limit, executor, target, report)
     show = Progress(progress)
     source = read_model(model)
     loaded = load_any_config(cfg)
     if isinstance(loaded, StrategyConfig):
         if executor is not None:
             raise ConfigError("a Vitis AI strategy looks at the batches one after the other; leave the executor out")
+        if target is not None or report:
+            found = "a target" if target is not None else "a report"
+            raise NotAvailableError(
+                f"{found} is made for AMCT's configurations and the own preset, not for a Vitis AI strategy"
+            )
         strategy = with_options(loaded, options)
         files = None if save_path is None else (save_path, model)
         return quantize_by_strategy(
@@ -85,33 +100,28 @@ def quantize_onnx(
     if deploy is not None:
         raise ConfigError("deploy belongs to Vitis AI strategies; AMCT's configurations always give a deploy model")
     config = with_options(loaded, options)
-    target = None if save_path is None else Target.of(save_path, {"model": model}, (*FILES, QDQ_FILE) if qdq else FILES)
+    endings = (*FILES, *([QDQ_FILE] if qdq else []), *(REPORT_FILES if report else []))
+    place = None if save_path is None else Target.of(save_path, {"model": model}, endings)
+    measured = None
+    if target is not None:
+        config, measured = held_back(calibration, input_specs(source.proto), config, target)
     found = calibrated(source, config, calibration, memory_limit=memory_limit, executor=executor, show=show)
+    state, search = found.state, None
+    if target is not None and measured is not None:
+        with show.phase("reach the target"):
+            state, search = reach(found, target, measured, show)
     with show.phase("write and verify"):
-        results = make_results(found.state, found.text(), qdq=qdq)
-        return finish(found.state, results, target, found.expected, found.feeds.first, measure_layers)
+        results = make_results(state, found.text(state.plan), qdq=qdq)
 
+        def tell(errors: Comparison) -> QuantizationReport:
+            sizes, seconds = {"float model": source.nbytes, **results.sizes()}, show.so_far()
+            return quantization_report(
+                state, errors, batches=found.batch_num, sizes=sizes, seconds=seconds, target=search
+            )
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Calibrated:
-    """A model whose scales are known and which is not rewritten yet.
-
-    state: the prepared float graph, the final plan and its scales.
-    config: what was asked for.
-    feeds: the calibration batches.
-    batch_num: how many of them were used.
-    expected: what the model makes of the first one.
-    """
-
-    state: QuantState
-    config: QuantConfig
-    feeds: Feeds
-    batch_num: int
-    expected: Mapping[str, Array]
-
-    def text(self, plan: QuantPlan | None = None) -> str:
-        """The configuration as AMCT's JSON, of another plan than the own where one is given."""
-        return format_json(self.config, json_layers(plan or self.state.plan), batch_num=self.batch_num)
+        make = tell if report else None
+        result = finish(state, results, place, found.expected, found.feeds.first, measure_layers, make)
+        return replace(result, target=search)
 
 
 def calibrated(
@@ -157,7 +167,10 @@ def calibrated(
     return Calibrated(state=state, config=config, feeds=feeds, batch_num=shown.count, expected=expected)
 
 
-def _check_run(memory_limit: object, executor: object) -> None:
+def _check_run(memory_limit: object, executor: object, target: object, report: object) -> None:
+    if target is not None and not isinstance(target, AccuracyTarget):
+        raise ConfigError(f"target must be an AccuracyTarget, such as AccuracyTarget(sqnr=30), found {target!r:.80}")
+    require_bool("report", report)
     if memory_limit is not None:
         require_int("memory_limit", memory_limit, low=1)
     if executor is not None and (isinstance(executor, type) or not callable(getattr(executor, "submit", None))):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from amct_onnx.accuracy_target import TargetSearch
 from amct_onnx.config import LayerConfig
 from amct_onnx.data import Feed
 from amct_onnx.deploy.verify import Finding, verify_deploy_model
@@ -29,6 +30,8 @@ from amct_onnx.passes.session import open_session
 from amct_onnx.passes.state import LayerPlan, Pass, QuantPlan, QuantState
 from amct_onnx.passes.weights import LightModel
 from amct_onnx.report.compare import Comparison, TensorError, compare_models, compare_outputs
+from amct_onnx.report.quantization import QuantizationReport
+from amct_onnx.report.quantization_page import quantization_page
 
 _log = logging.getLogger("amct_onnx")
 
@@ -40,6 +43,9 @@ CONVERTED_FILES = FILES[:3]
 
 QDQ_FILE = "qdq_model.onnx"
 INFO_FILE = "quant_info.json"
+
+REPORT_FILES = ("report.html", "report.json")
+"""Where a report was asked for."""
 
 _AGREES = 30.0
 """SQNR in dB above which the QDQ model counts as computing what the fake-quant model does.
@@ -82,6 +88,9 @@ class QuantizeResult:
     layer_errors: layer -> the same, where it was asked for.
     qdq_model: as the other models where it was asked for, else None.
     quant_info: scales or positions of a Vitis AI strategy as its quant_info.json has them, as `record`; else None.
+    report: what was decided and why, where it was asked for, else None.
+    report_html, report_json: as `record` where a report was asked for, else None.
+    target: how the accuracy target was reached; None where there was none.
     """
 
     deploy_model: Path | onnx.ModelProto | None
@@ -94,6 +103,10 @@ class QuantizeResult:
     layer_errors: Mapping[str, TensorError] = field(default_factory=dict)
     qdq_model: Path | onnx.ModelProto | None = None
     quant_info: Path | str | None = None
+    report: QuantizationReport | None = None
+    report_html: Path | str | None = None
+    report_json: Path | str | None = None
+    target: TargetSearch | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -157,6 +170,10 @@ class Results:
         contents = (self.deploy, self.fake_quant, self.record, self.config, self.qdq, self.quant_info)
         named = zip((*FILES, QDQ_FILE, INFO_FILE), contents, strict=True)
         return {ending: content for ending, content in named if content is not None}
+
+    def sizes(self) -> dict[str, int]:
+        """Ending of each model's file -> about its bytes."""
+        return {ending: content.nbytes for ending, content in self.files().items() if isinstance(content, LightModel)}
 
 
 def make_results(state: QuantState, config: str | None = None, *, qdq: bool = False) -> Results:
@@ -276,16 +293,32 @@ def finish(
     expected: Mapping[str, Array],
     feed: Feed,
     measure_layers: bool,
+    make_report: Callable[[Comparison], QuantizationReport] | None = None,
 ) -> QuantizeResult:
-    """Write the files if asked to, load them again, run them, and only then put them into place."""
+    """Write the files if asked to, load them again, run them, and only then put them into place.
+
+    make_report: of the errors of outputs and layers; None for no report.
+    """
     files = results.files()
-    found = write_verified(state, files, target, expected, feed, measure_layers=measure_layers)
+    reports: list[QuantizationReport] = []
+
+    def texts(found: Comparison) -> dict[str, str]:
+        reports.extend([] if make_report is None else [make_report(found)])
+        return {ending: text for report in reports for ending, text in _report_texts(report).items()}
+
+    more, measure_layers = (texts, True) if make_report else (None, measure_layers)
+    found = write_verified(state, files, target, expected, feed, measure_layers=measure_layers, more=more)
     if target is not None:
-        return _result(state, found, {ending: target.path(ending) for ending in files})
-    given = {
-        ending: content.whole() if isinstance(content, LightModel) else content for ending, content in files.items()
-    }
-    return _result(state, found, given)
+        endings = (*files, *(REPORT_FILES if make_report else ()))
+        result = _result(state, found, {ending: target.path(ending) for ending in endings})
+    else:
+        whole = {key: content.whole() if isinstance(content, LightModel) else content for key, content in files.items()}
+        result = _result(state, found, {**whole, **texts(found)})
+    return replace(result, report=reports[0]) if reports else result
+
+
+def _report_texts(report: QuantizationReport) -> dict[str, str]:
+    return dict(zip(REPORT_FILES, (quantization_page(report), report.to_json()), strict=True))
 
 
 def write_verified(
@@ -296,6 +329,7 @@ def write_verified(
     feed: Feed | None,
     *,
     measure_layers: bool = False,
+    more: Callable[[Comparison], Mapping[str, str]] | None = None,
 ) -> Comparison:
     """Write files that belong together, load them again, run them, and only then put them into place.
 
@@ -306,11 +340,13 @@ def write_verified(
         expected: what the float model makes of `feed`.
         feed: the first batch; None only checks that the fake-quant model is ready to run.
         measure_layers: compare every layer too.
+        more: texts that tell of what was found, ending of the file -> text, beside the others; not used in memory.
     """
     models = {ending: content for ending, content in files.items() if isinstance(content, LightModel)}
     if target is None:
         return _verified(state, models, expected, feed, measure_layers)
-    with staged(target.directory, [target.path(ending).name for ending in files]) as stage:
+    endings = (*files, *(REPORT_FILES if more else ()))
+    with staged(target.directory, [target.path(ending).name for ending in endings]) as stage:
         for ending, content in files.items():
             path = stage / target.path(ending).name
             if isinstance(content, LightModel):
@@ -318,7 +354,10 @@ def write_verified(
                 models[ending] = read_model(path)
             else:
                 path.write_text(content, encoding="utf-8")
-        return _verified(state, models, expected, feed, measure_layers)
+        found = _verified(state, models, expected, feed, measure_layers)
+        for ending, text in (more(found) if more else {}).items():
+            (stage / target.path(ending).name).write_text(text, encoding="utf-8")
+        return found
 
 
 def _verified(
@@ -417,6 +456,8 @@ def _result(state: QuantState, found: Comparison, given: Mapping[str, Any]) -> Q
         config=given.get("config.json"),
         qdq_model=given.get(QDQ_FILE),
         quant_info=given.get(INFO_FILE),
+        report_html=given.get(REPORT_FILES[0]),
+        report_json=given.get(REPORT_FILES[1]),
         plan=plan,
         params={
             name: LayerParams(

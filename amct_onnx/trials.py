@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 
+from amct_onnx.calibrated import Calibrated
 from amct_onnx.data import Feed
 from amct_onnx.kernels.hfmg import Hfmg
 from amct_onnx.kernels.ifmr import Ifmr
@@ -26,7 +27,6 @@ from amct_onnx.passes.pipelines import FAKE_QUANT
 from amct_onnx.passes.session import Session, open_session
 from amct_onnx.passes.state import LayerPlan, QuantState
 from amct_onnx.passes.weights import LightModel
-from amct_onnx.quantize import Calibrated
 from amct_onnx.report.compare import RunningError
 
 _KEPT_FLOAT = "kept float: the accuracy that was asked for needs it"
@@ -140,18 +140,19 @@ class Trials:
 
     def _measure_reference(self) -> list[tuple[Feed, Mapping[str, Array]]]:
         session = open_session(self._found.state.graph.to_light(), "the float model")
-        feeds = enumerate(_copies(islice(self._found.feeds, self._batches)))
+        feeds = enumerate(copies(islice(self._found.feeds, self._batches)))
         self._reference = [(feed, session.run(feed, f"batch {index}")) for index, feed in feeds]
         return self._reference
 
 
-def _copies(feeds: Iterable[Feed]) -> Iterator[Feed]:
+def copies(feeds: Iterable[Feed]) -> Iterator[Feed]:
+    """Batches that stay as they are, whatever their source does."""
     for feed in feeds:
         yield {name: array.copy() for name, array in feed.items()}  # a source may reuse its arrays
 
 
 def _noise(reference: Sequence[tuple[Feed, Mapping[str, Array]]], session: Session) -> float:
-    sums = {name: RunningError() for name in _measured(reference[0][1])}
+    sums = {name: RunningError() for name in measured_outputs(reference[0][1])}
     for index, (feed, expected) in enumerate(reference):
         found = session.run(feed, f"batch {index}")
         for name, error in sums.items():
@@ -161,6 +162,6 @@ def _noise(reference: Sequence[tuple[Feed, Mapping[str, Array]]], session: Sessi
     return total if math.isfinite(total) else math.inf
 
 
-def _measured(outputs: Mapping[str, Array]) -> list[str]:
+def measured_outputs(outputs: Mapping[str, Array]) -> list[str]:
     """The outputs of floats; where there are none, all."""
     return [name for name, values in outputs.items() if values.dtype.kind == "f"] or list(outputs)

@@ -423,3 +423,13 @@ def clips_by_entropy(values: NDArray[np.float32], groups: int) -> list[float]:
         found.append((sum(p * math.log(p / q) for p, q in terms), n))
     least = min(divergence for divergence, _ in found)
     return [float(edges[n]) for divergence, n in found if divergence <= least + 1e-9]
+
+
+def naive_distribution(values, bars=64):
+    """Lowest and highest value, zero included, and how many values lie in each of equal bars between them."""
+    low, high = min(0.0, float(min(values))), max(0.0, float(max(values)))
+    counts = [0] * bars
+    for value in values:
+        place = 0 if low == high else int((float(value) - low) / (high - low) * bars)
+        counts[min(place, bars - 1)] += 1
+    return low, high, np.array(counts)

@@ -121,7 +121,7 @@ def test_the_other_shells_get_the_same_options(capsys):
         assert main(["completion", shell]) == 0
         scripts[shell] = capsys.readouterr().out
     assert scripts["zsh"].endswith(scripts["bash"])
-    for option in re.findall(r"--([a-z_-]+)", scripts["bash"]):
+    for option in re.findall(r"--([a-z0-9_-]+)", scripts["bash"]):
         assert f" -l {option} " in scripts["fish"]
 
 

@@ -13,6 +13,7 @@ import amct_onnx
 ROOT = Path(amct_onnx.__file__).parents[1]
 NAMES = [
     *(
+        "AccuracyTarget",
         "AdaRound",
         "AmctError",
         "ArgumentError",

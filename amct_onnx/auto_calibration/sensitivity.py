@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterable
 
 from amct_onnx.auto_calibration.judge import calling
 from amct_onnx.auto_calibration.protocol import SensitivityBase
-from amct_onnx.auto_calibration.single_layers import layer_pairs
 from amct_onnx.data import Feed
 from amct_onnx.errors import EvaluatorError
+from amct_onnx.layer_pairs import layer_pairs
 from amct_onnx.selection import Layers, Ranking, rank
 from amct_onnx.trials import Mix, Trials
 

@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from amct_onnx.errors import DataError
 from amct_onnx.kernels.checks import require_bool, require_choice
 from amct_onnx.kernels.compiled import compiled
+from amct_onnx.kernels.distribution import BARS, Distribution, RangeCandidate
 from amct_onnx.kernels.quant_params import FLT_EPS, QuantParams, params_from_range
 
 BLOCK = 512  # values that the counting kernel takes at a time; a constant, so that its loops need no remainders
@@ -130,6 +131,17 @@ class HfmgObserver:
         histogram, num_bits = self._histogram, self._settings.num_bits
         low, high = search(histogram.counts, histogram.low, histogram.high, num_bits=num_bits)
         return params_from_range(low, high, asymmetric=self.asymmetric, num_bits=num_bits)
+
+    def distribution(self) -> Distribution:
+        """What was seen, to be shown."""
+        if self._histogram is None:
+            return Distribution(low=0.0, high=0.0, counts=np.zeros(BARS, np.int64))
+        low, high, counts = self._histogram.low, self._histogram.high, self._histogram.counts
+        return Distribution(low=low, high=high, counts=counts.reshape(BARS, -1).sum(axis=1))
+
+    def considered(self) -> tuple[RangeCandidate, ...]:
+        """No range by name: the search passes through thousands."""
+        return ()
 
 
 def warm_up() -> None:

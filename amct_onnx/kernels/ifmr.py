@@ -16,6 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 from amct_onnx.errors import ConfigError, DataError
 from amct_onnx.kernels.checks import require_bool, require_choice, require_number
 from amct_onnx.kernels.compiled import compiled
+from amct_onnx.kernels.distribution import Distribution, RangeCandidate, distribution_of
 from amct_onnx.kernels.histogram import BINS, FRACTION_BITS, Side, SignedHistogram
 from amct_onnx.kernels.quant_params import FLT_EPS, QuantParams, scale_of_span
 
@@ -137,6 +138,20 @@ class IfmrObserver:
         offset = np.clip(-np.rint(candidates.low / scale) - half, -half, half - 1) if self.asymmetric else 0
         return QuantParams(
             scale=np.asarray(scale), offset=np.asarray(offset, np.int32), num_bits=self._settings.num_bits
+        )
+
+    def distribution(self) -> Distribution:
+        """What was seen, to be shown."""
+        return distribution_of(self._histogram)
+
+    def considered(self) -> tuple[RangeCandidate, ...]:
+        """The narrowest and the widest range that the search tries; none where nothing was seen."""
+        if self.count == 0:
+            return ()
+        tried = self._candidates(self._histogram.positive, self._histogram.negative)
+        ends = (("IFMR, narrowest", 0), ("IFMR, widest", -1))
+        return tuple(
+            RangeCandidate(name=name, low=-float(tried.bottoms[i]), high=float(tried.tops[i])) for name, i in ends
         )
 
     def _candidates(self, positive: Side, negative: Side) -> _Candidates:

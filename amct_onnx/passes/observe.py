@@ -17,6 +17,7 @@ import numpy as np
 
 from amct_onnx.kernels import hfmg, ifmr
 from amct_onnx.kernels.channel_means import MeansObserver
+from amct_onnx.kernels.distribution import RangeCandidate
 from amct_onnx.kernels.hfmg import Hfmg, HfmgObserver
 from amct_onnx.kernels.ifmr import Ifmr, IfmrObserver
 from amct_onnx.kernels.quant_params import FLT_EPS, QuantParams, round_to_fp16
@@ -49,6 +50,7 @@ def observe(run: CalibrationRun) -> Pass:
         for watch, seen, layers in means:
             if why_unusable(watch) is None:
                 state.means.update(dict.fromkeys(layers, seen.means()))
+        _note_what_was_seen(state, served)
 
     return Pass(
         name="observe",
@@ -56,6 +58,16 @@ def observe(run: CalibrationRun) -> Pass:
         requires=(PLANNED, WEIGHTS_KNOWN, STANDARD_ONLY),
         ensures=(ACTIVATIONS_KNOWN,),
     )
+
+
+def _note_what_was_seen(state: QuantState, served: Iterable[Served]) -> None:
+    """Keep of every observer what a report shows."""
+    for _, observer, places in served:
+        seen, considered = observer.distribution(), observer.considered()
+        whole = RangeCandidate(name="min-max", low=seen.low, high=seen.high)
+        for name, is_second in places:
+            key = f"{name}:1" if is_second else name
+            state.distributions[key], state.considered[key] = seen, (whole, *considered)
 
 
 def warm_up_beside(plan: QuantPlan) -> None:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from amct_onnx.kernels.adaround import AdaRound
 from amct_onnx.kernels.arq import Arq
+from amct_onnx.kernels.distribution import Distribution, RangeCandidate
 from amct_onnx.kernels.dmq import Dmq
 from amct_onnx.kernels.grid import Grid
 from amct_onnx.kernels.hfmg import Hfmg
@@ -142,6 +143,8 @@ class QuantState:
     weight_grids, bias_grids: layer -> the grid of its weight, in the operator's own layout, and of its bias.
     remarks_on_tensors: planned tensors that stay float -> the reason.
     left_float: planned layers and tensors that turned out not to be quantizable -> the reason.
+    distributions: layer, or key of a tensor -> what was seen of its input; "<layer>:1" for the second input of a layer.
+    considered: the same -> ranges that were considered for it, the chosen one not among them.
     """
 
     graph: Graph
@@ -164,6 +167,8 @@ class QuantState:
     bias_grids: dict[str, Grid] = field(default_factory=dict)
     remarks_on_tensors: dict[str, str] = field(default_factory=dict)
     left_float: dict[str, str] = field(default_factory=dict)
+    distributions: dict[str, Distribution] = field(default_factory=dict)
+    considered: dict[str, tuple[RangeCandidate, ...]] = field(default_factory=dict)
 
     def layers(self) -> list[LayerPlan]:
         """The planned layers that are still to be quantized, in the order of the graph."""

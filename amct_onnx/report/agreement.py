@@ -7,7 +7,6 @@ what that choice costs.
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -27,6 +26,7 @@ from amct_onnx.formats.model_file import ModelSource, read_model
 from amct_onnx.passes.graph import Graph
 from amct_onnx.passes.weights import LightModel
 from amct_onnx.report.compare import RunningError, TensorError
+from amct_onnx.report.json_text import json_text
 from amct_onnx.report.layer_places import LayerPlaces, ModelTriple, opened, quantized_both_ways, values_of
 from amct_onnx.report.single_layers import SingleLayer, SingleLayers
 
@@ -113,15 +113,7 @@ class Agreement:
         """Everything as JSON text; infinity and NaN as strings, which JSON has no numbers for."""
         content = asdict(self)
         content["parting"] = {p: found.layer if (found := self.parting(p)) else None for p in self.profiles}
-        return json.dumps(_plain(content), indent=2, allow_nan=False) + "\n"
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _plain(inner) for key, inner in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(inner) for inner in value]
-    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+        return json_text(content)
 
 
 def agreement(

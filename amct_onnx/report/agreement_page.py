@@ -9,18 +9,11 @@ from html import escape
 from amct_onnx.deploy.profiles import PROFILES
 from amct_onnx.report.agreement import FAKE_QUANT, Agreement, LayerAgreement, OnChip
 from amct_onnx.report.compare import TensorError
+from amct_onnx.report.page import decibels, document, share, table
 
 _COLOURS = ("#666666", "#1b6ca8", "#c2410c", "#15803d", "#7e22ce")
 _WIDTH, _HEIGHT, _LEFT, _TOP, _BOTTOM = 1000, 320, 46, 12, 24
 _HIGHEST = 80.0  # dB; beyond it the difference is that of float32
-
-_STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; margin: 2em auto; max-width: 1100px; padding: 0 1em; color: #222 }
-table { border-collapse: collapse; margin: 1em 0; font-size: 13px } th, td { padding: 3px 9px; text-align: right }
-th { border-bottom: 2px solid #888 } td { border-bottom: 1px solid #ddd } .name { text-align: left; max-width: 22em;
-overflow-wrap: anywhere } .scroll { overflow-x: auto } svg { width: 100%; height: auto } svg text { font-size: 12px }
-dt { font-weight: 600 } h2 { margin-top: 2em }
-"""
 
 _LEGEND = (
     ("SQNR", "how loud the signal is against the difference, in dB: 20 is a difference of a tenth, 40 of a hundredth."),
@@ -43,25 +36,22 @@ _LEGEND = (
 
 def agreement_page(found: Agreement) -> str:
     """The page as text."""
-    return "\n".join(
+    return document(
+        "Agreement of models",
         [
-            "<!DOCTYPE html>",
-            '<html lang="en"><head><meta charset="utf-8"><title>Agreement of models</title>',
-            f"<style>{_STYLE}</style></head><body>",
             "<h1>Float, fake-quant and deploy model</h1>",
             f"<p>{found.batches} batches, {len(found.layers)} layers.{_skipped(found)}</p>",
             *_partings(found),
             "<h2>Outputs against the float model</h2>",
-            *_table(("output", "model", "SQNR (dB)", "cosine", "largest difference"), _output_rows(found)),
+            *table(("output", "model", "SQNR (dB)", "cosine", "largest difference"), _output_rows(found)),
             "<h2>Layers against the float model</h2>",
             *_picture(found),
             "<h2>Layers on each chip</h2>",
             *(line for profile in found.profiles for line in _chip(found, profile)),
             "<h2>What the words mean</h2><dl>",
             *(f"<dt>{escape(word)}</dt><dd>{escape(meaning)}</dd>" for word, meaning in _LEGEND),
-            "</dl></body></html>",
-            "",
-        ]
+            "</dl>",
+        ],
     )
 
 
@@ -87,18 +77,6 @@ def _partings(found: Agreement) -> Iterator[str]:
     yield "</ul>"
 
 
-def _table(heads: Sequence[str], rows: Iterator[Sequence[str]]) -> Iterator[str]:
-    yield '<div class="scroll"><table><tr>'
-    yield "".join(f"<th{_kind(i)}>{escape(head)}</th>" for i, head in enumerate(heads)) + "</tr>"
-    for row in rows:
-        yield "<tr>" + "".join(f"<td{_kind(i)}>{escape(cell)}</td>" for i, cell in enumerate(row)) + "</tr>"
-    yield "</table></div>"
-
-
-def _kind(column: int) -> str:
-    return ' class="name"' if column == 0 else ""
-
-
 def _output_rows(found: Agreement) -> Iterator[Sequence[str]]:
     for output, errors in found.outputs.items():
         for who, error in errors.items():
@@ -111,7 +89,7 @@ def _chip(found: Agreement, profile: str) -> Iterator[str]:
     heads = ("layer", "operator", "fake-quant to float", "chip to float", "chip to fake-quant", "inputs apart")
     rows = ((*_common(layer, layer.chips[profile]), *_causes(layer, layer.chips[profile])) for layer in found.layers)
     more = ("steps", "alone", "main cause", "costs (dB)", "clipped", "saturated")
-    yield from _table((*heads, *more), iter(rows))
+    yield from table((*heads, *more), iter(rows))
 
 
 def _common(layer: LayerAgreement, chip: OnChip) -> Sequence[str]:
@@ -123,16 +101,6 @@ def _common(layer: LayerAgreement, chip: OnChip) -> Sequence[str]:
 def _causes(layer: LayerAgreement, chip: OnChip) -> Sequence[str]:
     costs = ", ".join(f"{cause} {decibels(cost)}" for cause, cost in chip.costs.items())
     return chip.main_cause, costs, share(layer.clipped), share(chip.saturated)
-
-
-def decibels(value: float) -> str:
-    """A number of dB as tables show it."""
-    return "equal" if value == math.inf else "?" if math.isnan(value) else f"{value:.1f}"
-
-
-def share(value: float) -> str:
-    """A share as tables show it."""
-    return "0" if value == 0 else f"{100 * value:.3g} %"
 
 
 def _picture(found: Agreement) -> Iterator[str]:

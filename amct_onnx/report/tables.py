@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 from rich.table import Table
 from rich.text import Text
 
+from amct_onnx.accuracy_target import TargetSearch
 from amct_onnx.deploy.verify import VerifyReport
-from amct_onnx.kernels.hfmg import Hfmg
-from amct_onnx.kernels.ifmr import Ifmr
-from amct_onnx.kernels.nuq import Nuq
-from amct_onnx.kernels.quant_params import QuantParams
-from amct_onnx.kernels.strategy import TensorStrategy
-from amct_onnx.passes.state import LayerPlan, QuantPlan
+from amct_onnx.passes.state import QuantPlan
 from amct_onnx.report.agreement import Agreement
-from amct_onnx.report.agreement_page import decibels
 from amct_onnx.report.compare import TensorError
+from amct_onnx.report.page import counted, decibels
+from amct_onnx.report.plan_words import activation_text, weight_text
+from amct_onnx.report.quantization import FloatNode, QuantizationReport
 from amct_onnx.report.simulation import OutputRange
 
 _MOST_OUTPUTS, _MOST_LAYERS = 2, 8
+
+_MOST_WORST, _MOST_FLOATS, _MOST_STEPS = 6, 3, 1
+"""Rows of the summary of a quantization, so that all of it stays below a screen."""
 
 
 def plan_table(plan: QuantPlan, op_types: Mapping[str, str], *, everything: bool) -> Table:
@@ -34,14 +35,19 @@ def plan_table(plan: QuantPlan, op_types: Mapping[str, str], *, everything: bool
         if name in plan.layers:
             layer = plan.layers[name]
             _row(
-                table, name, op_type, _activation(layer.activation), _weight(layer), "; ".join(plan.notes.get(name, ()))
+                table,
+                name,
+                op_type,
+                activation_text(layer.activation),
+                weight_text(layer),
+                "; ".join(plan.notes.get(name, ())),
             )
         elif name in plan.skipped and (everything or not plan.skipped[name].endswith("operator that can be quantized")):
             _row(table, name, op_type, "float", "", plan.skipped[name])
         for tensor in plan.tensors:
             if tensor.node == name:
                 note = "one scale with the other input" if tensor.joint else "this input alone"
-                _row(table, tensor.key, op_type, _activation(tensor.activation), "", note)
+                _row(table, tensor.key, op_type, activation_text(tensor.activation), "", note)
     return table
 
 
@@ -79,6 +85,56 @@ def agreement_tables(found: Agreement) -> Iterator[Table]:
     yield layers
 
 
+def report_summary(found: QuantizationReport) -> Iterator[Table | Text]:
+    """The worst layers, what stayed float, how the target was reached, sizes and times: no more than a screen."""
+    title = f"the worst of {counted(len(found.layers), 'layer')}, first batch"
+    layers = Table(title=title, title_justify="left", show_edge=False)
+    layers.add_column("layer", overflow="fold")
+    for column in ("SQNR (dB)", "input", "range"):
+        layers.add_column(column, overflow="fold")
+    for layer in found.layers[:_MOST_WORST]:
+        error = "" if layer.error is None else decibels(layer.error.sqnr)
+        first = layer.inputs[0]
+        _row(layers, layer.name, error, layer.activation, f"{first.low:.4g} to {first.high:.4g}")
+    yield layers
+    could = [node for node in found.floats if node.could]
+    if could:
+        yield _floats_table(could)
+    if found.target is not None:
+        yield _target_table(found.target)
+    whole = next(iter(found.sizes.values())) or 1
+    sizes = (f"{name} {size:,} bytes ({100 * size / whole:.0f} %)" for name, size in found.sizes.items())
+    yield Text("sizes: " + ", ".join(sizes))
+    yield Text("seconds: " + ", ".join(f"{name} {value:.1f}" for name, value in found.seconds.items()))
+
+
+def _floats_table(nodes: Sequence[FloatNode]) -> Table:
+    more = f", {_MOST_FLOATS} of them" if len(nodes) > _MOST_FLOATS else ""
+    title = f"{counted(len(nodes), 'layer')} left float that could have been quantized{more}"
+    table = Table(title=title, title_justify="left", show_edge=False)
+    table.add_column("node", overflow="ellipsis", no_wrap=True, max_width=50)
+    table.add_column("reason", overflow="ellipsis", no_wrap=True, max_width=120)
+    for node in nodes[:_MOST_FLOATS]:
+        _row(table, node.name, node.reason)
+    return table
+
+
+def _target_table(search: TargetSearch) -> Table:
+    """The first step, and the last ones; the chosen one among them."""
+    title = Text(f"target: {search.target}, measured on {search.measured_on}")
+    table = Table(title=title, title_justify="left", show_edge=False)
+    for column in ("step", "float layers", "16-bit activations", "measured", "reached"):
+        table.add_column(column)
+    numbered = list(enumerate(search.steps, 1))
+    tried = [entry for entry in numbered[1:] if entry[1] is not search.chosen][-_MOST_STEPS:]
+    for number, step in numbered:
+        if number == 1 or step is search.chosen or (number, step) in tried:
+            mark = " <" if step is search.chosen else ""
+            counts = (str(len(step.float_layers)), str(len(step.int16_layers)))
+            _row(table, f"{number}{mark}", *counts, step.shown, "yes" if step.reached else "no")
+    return table
+
+
 def _parting(found: Agreement, who: str) -> str:
     layer = found.parting(who) if who in found.profiles else None
     return "" if layer is None else f"{layer.layer}: {layer.chips[who].main_cause}"
@@ -113,32 +169,3 @@ def findings_table(report: VerifyReport) -> Table:
 def _row(table: Table, *cells: str) -> None:
     """Names hold brackets and other marks: they are shown as they are, not as markup."""
     table.add_row(*(Text(cell) for cell in cells))
-
-
-def _activation(activation: Ifmr | Hfmg | QuantParams | TensorStrategy) -> str:
-    if isinstance(activation, QuantParams):
-        return f"int{activation.num_bits} given"
-    if isinstance(activation, TensorStrategy):
-        return _strategy(activation)
-    algorithm = "ifmr" if isinstance(activation, Ifmr) else "hfmg"
-    sign = "asymmetric" if activation.asymmetric else "symmetric"
-    return f"int{activation.num_bits} {sign} {algorithm}"
-
-
-def _strategy(tensor: TensorStrategy) -> str:
-    sign = "symmetric" if tensor.symmetry else "asymmetric"
-    return f"int{tensor.bit_width} {sign} {tensor.method} {tensor.scale_type}"
-
-
-def _weight(layer: LayerPlan) -> str:
-    if layer.op_type == "AveragePool":
-        return ""
-    weight = layer.weight
-    balanced = ", dmq" if layer.balancer is not None else ""
-    if isinstance(weight, TensorStrategy):
-        return _strategy(weight)
-    if isinstance(weight, Nuq):
-        return f"nuq, {weight.num_steps} integers{balanced}"
-    if isinstance(weight, QuantParams):
-        return f"int{weight.num_bits} {'per tensor' if weight.axis is None else 'per channel'} given"
-    return f"int{weight.num_bits} {'per channel' if weight.channel_wise else 'per tensor'}{balanced}"

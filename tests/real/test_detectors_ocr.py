@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from amct_onnx import AccuracyTarget
 from real.inputs import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -72,6 +73,21 @@ def test_u2netp_quantizes_and_measuring_shows_its_one_hard_layer() -> None:
     after = outputs_of(most.fake_quant_model, u2netp_feeds("eval"))
     assert min(cosine(before[name], after[name]) for name in before) > 0.985  # measured 0.995
     assert np.abs(before["1959"] - after["1959"]).mean() < 0.02  # measured 0.009
+
+
+def test_u2netp_reaches_a_target_by_leaving_that_layer_float() -> None:
+    path = network("u2netp")
+    target = AccuracyTarget(cosine=0.99)
+    result = quantized(path, u2netp_feeds("calib"), target=target, report=True)
+    assert result.target is not None
+    assert result.target.measured_on == "2 batches held back"
+    assert result.target.steps[0].value < 0.98  # measured 0.957
+    assert result.target.chosen.float_layers == ("Conv_787",)
+    assert result.plan.skipped["Conv_787"].startswith("kept float: the target, cosine of at least 0.99, needs it")
+    assert result.report is not None
+    assert [node.name for node in result.report.floats if node.could] == ["Conv_787"]
+    before, after = (outputs_of(model, u2netp_feeds("eval")) for model in (path, result.fake_quant_model))
+    assert min(cosine(before[name], after[name]) for name in before) > 0.99  # measured 0.997
 
 
 def line_feeds(seeds: range) -> tuple[list[Feed], Array]:

@@ -1,0 +1,289 @@
+"""Which layers stay float, or get 16-bit activations, so that a model reaches an accuracy target.
+
+The layers that matter are found by what each does by itself, then ranked by the noise that they bring to the outputs
+(`selection.rank`); as few as will do are kept (`selection.choose`), every choice being written as a trial model and
+measured again.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import count, islice
+from pathlib import Path
+
+from amct_onnx.accuracy_target import AccuracyTarget, TargetSearch, TargetStep
+from amct_onnx.calibrated import Calibrated
+from amct_onnx.config import QuantConfig
+from amct_onnx.data import CalibrationSource, Feed, Feeds, InputSpec
+from amct_onnx.errors import AmctError, ConfigError, EvaluatorError
+from amct_onnx.formats.model_file import write_model
+from amct_onnx.layer_pairs import layer_pairs
+from amct_onnx.passes.graph import Array
+from amct_onnx.passes.session import open_session
+from amct_onnx.passes.state import QuantState
+from amct_onnx.passes.weights import LightModel
+from amct_onnx.progress import Progress
+from amct_onnx.report.compare import RunningError
+from amct_onnx.report.page import counted
+from amct_onnx.selection import Layers, choose, rank
+from amct_onnx.trials import Mix, Trials, copies, measured_outputs
+
+_log = logging.getLogger("amct_onnx")
+
+_ENOUGH = 8
+"""Batches from which on a quarter of them is held back from calibration."""
+
+_MOST_MEASURED = 16
+"""Batches that are kept in memory, with what the float model makes of them, to measure trial models on."""
+
+_RANKED_BATCHES = 4
+"""Batches of the calibration data that layers are ranked on by the noise that they bring to the outputs."""
+
+_COMPARED_BATCHES = 2
+"""Batches of the calibration data that layers are compared on by themselves."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measured:
+    """The data that a target is measured on.
+
+    feeds: batches that may be gone through any number of times; None for the calibration data.
+    says: what they are, in words.
+    """
+
+    feeds: Sequence[Feed] | None
+    says: str
+
+
+def held_back(
+    source: CalibrationSource | None, specs: Sequence[InputSpec], config: QuantConfig, target: AccuracyTarget
+) -> tuple[QuantConfig, Measured]:
+    """Divide the data into batches to calibrate with and batches to measure the target on.
+
+    Where the configuration says how many batches it takes (`batch_num`), those behind them are measured on. Else a
+    quarter of them, the last, is held back where there are at least 8. Where neither leaves any, the calibration data
+    are measured on too. A metric of the user's brings its own data.
+
+    Returns:
+        The configuration, with the number of batches to calibrate with, and what is measured on.
+
+    Raises:
+        DataError: the data do not fit, or can be read only once.
+    """
+    every = Feeds(source, specs, None)
+    every.require_again("to reach the target")
+    if target.metric is not None:
+        return config, Measured(feeds=None, says="the data of the metric")
+    total = sum(1 for _ in every)
+    if config.batch_num is not None:
+        used = min(config.batch_num, total)
+    else:
+        used = total - total // 4 if total >= _ENOUGH else total
+    end = min(total, used + _MOST_MEASURED)
+    if end == used:
+        on = min(total, _MOST_MEASURED)
+        return config, Measured(
+            feeds=None, says=f"{counted(on, 'batch')} of the calibration data: too few to hold any back"
+        )
+    feeds = tuple(copies(islice(every, used, end)))
+    return replace(config, batch_num=used), Measured(feeds=feeds, says=f"{counted(end - used, 'batch')} held back")
+
+
+def reach(
+    found: Calibrated, target: AccuracyTarget, measured: Measured, show: Progress
+) -> tuple[QuantState, TargetSearch]:
+    """Keep as few layers float, or widen as few, as the target needs.
+
+    Args:
+        found: the calibrated model.
+        target: what is to be reached.
+        measured: the data to measure on.
+        show: shows what is being done.
+
+    Returns:
+        The state to write, whose plan says why each of these layers is as it is; and all that was measured.
+
+    Raises:
+        ConfigError: the target is reached by no model with a quantized layer.
+        EvaluatorError: the user's metric fails.
+    """
+    trials = Trials(found, batches=_RANKED_BATCHES)
+    gauge = _Outputs(found, target, measured) if target.metric is None else _Metric(found, target)
+    judge = _Judge(trials, target, gauge)
+    mix = Mix()
+    if not judge.step(mix).reached:
+        ranking = _ranked(found, trials, judge, show)
+        wide = trials.int16_layers() if target.int16 else frozenset()
+        chosen = choose(ranking, judge.is_enough, wide)
+        if chosen is None:
+            raise ConfigError(judge.why_not())
+        mix = Mix(float_layers=chosen[0], int16_layers=chosen[1])
+    state = _explained(trials.state(mix), mix, judge)
+    search = TargetSearch(target=judge.described, measured_on=measured.says, steps=judge.steps, chosen=judge.step(mix))
+    return state, search
+
+
+def _ranked(found: Calibrated, trials: Trials, judge: _Judge, show: Progress) -> list[str]:
+    """The layers to choose from, the most harmful first.
+
+    What a layer does by itself, with float inputs, is cheap to measure and tells roughly where to look: so many of the
+    worst as suffice when they are float are ranked by what they do to the outputs, the others follow as they are.
+    """
+    order = _by_themselves(found, trials)
+    suspects = 1
+    while suspects < len(order) and not judge.is_enough(frozenset(order[:suspects]), frozenset()):
+        suspects *= 2
+    ticks = show.track(count(), "rank layers", None, "measurements")
+    next(ticks)
+
+    def noise(layers: Layers) -> float:
+        value = trials.noise(Mix(float_layers=layers))
+        next(ticks)
+        return value
+
+    try:
+        ranking = rank(order[:suspects], noise) if suspects > 1 else [(order[0], 0.0)]
+    finally:
+        ticks.close()  # type: ignore[attr-defined]
+    rest = order[suspects:] if judge.takes_int16 else order[suspects : suspects + 1]
+    return [*(name for name, _ in ranking), *rest]  # one more than suffice: what all of them do is not asked
+
+
+def _by_themselves(found: Calibrated, trials: Trials) -> list[str]:
+    """The layers in the order of the noise that each makes alone of the input it has in calibration."""
+    sums = {name: RunningError() for name in trials.layers}
+    feeds = islice(found.feeds, _COMPARED_BATCHES)
+    for pairs in layer_pairs(trials.state(Mix()), trials.model(Mix()), feeds):
+        for name, (expected, given) in pairs.items():
+            sums[name].add(expected, given)
+    return sorted(sums, key=lambda name: _noise(sums[name]), reverse=True)
+
+
+def _noise(error: RunningError) -> float:
+    """Noise / signal; infinite where it is no number."""
+    ratio = error.noise / error.xx if error.xx else error.noise
+    return ratio if math.isfinite(ratio) else math.inf
+
+
+class _Judge:
+    """Measures mixes, none of them twice."""
+
+    def __init__(self, trials: Trials, target: AccuracyTarget, gauge: _Outputs | _Metric) -> None:
+        self._trials, self._target, self._gauge = trials, target, gauge
+        self._known: dict[Mix, TargetStep] = {}
+        self.described, self.takes_int16 = target.describe(gauge.original), target.int16
+
+    @property
+    def steps(self) -> tuple[TargetStep, ...]:
+        """What was measured, in this order."""
+        return tuple(self._known.values())
+
+    def step(self, mix: Mix) -> TargetStep:
+        """What a mix gives."""
+        if mix not in self._known:
+            value = self._gauge.measure(self._trials.model(mix))
+            step = TargetStep(
+                float_layers=tuple(name for name in self._trials.layers if name in mix.float_layers),
+                int16_layers=tuple(name for name in self._trials.layers if name in mix.int16_layers),
+                value=value,
+                shown=self._target.shown(value),
+                reached=value >= self._target.limit(self._gauge.original),
+            )
+            self._known[mix] = step
+            floats, wide = len(step.float_layers), len(step.int16_layers)
+            word = "reached" if step.reached else "not reached"
+            line = "target, step %3d: %4d float, %4d with 16-bit activations: %s, %s"
+            _log.info(line, len(self._known), floats, wide, step.shown, word)
+        return self._known[mix]
+
+    def is_enough(self, floats: Layers, wide: Layers) -> bool:
+        """Whether it will do to leave some layers float and to widen others."""
+        return self.step(Mix(float_layers=floats, int16_layers=wide)).reached
+
+    def why_not(self) -> str:
+        """Why there is no model that reaches the target."""
+        best = max(self.steps, key=lambda step: -math.inf if math.isnan(step.value) else step.value)
+        return (
+            f"the target, {self.described}, is reached only with every layer float: all quantized give "
+            f"{self.steps[0].shown}, {len(best.float_layers)} float layers of {len(self._trials.layers)} give "
+            f"{best.shown}; lower the target"
+        )
+
+
+def _explained(state: QuantState, mix: Mix, judge: _Judge) -> QuantState:
+    """The state whose plan says, with figures, why layers are float or wide."""
+    plan = state.plan
+    skipped, notes = dict(plan.skipped), dict(plan.notes)
+    now = judge.step(mix)
+    for name in now.float_layers:
+        without = judge.step(replace(mix, float_layers=mix.float_layers - {name})).shown
+        skipped[name] = (
+            f"kept float: the target, {judge.described}, needs it: {now.shown} so, {without} with this layer quantized"
+        )
+    for name in now.int16_layers:
+        without = judge.step(replace(mix, int16_layers=mix.int16_layers - {name})).shown
+        said = f"16-bit activations: the target, {judge.described}, needs them: {now.shown} so, {without} with 8 bits"
+        notes[name] = (*notes.get(name, ()), said)
+    return replace(state, plan=replace(plan, skipped=skipped, notes=notes))
+
+
+class _Outputs:
+    """The worst output's SQNR or cosine."""
+
+    original = math.inf
+
+    def __init__(self, found: Calibrated, target: AccuracyTarget, measured: Measured) -> None:
+        session = open_session(found.state.graph.to_light(), "the float model")
+        feeds = copies(islice(found.feeds, _MOST_MEASURED)) if measured.feeds is None else measured.feeds
+        self._expected: list[tuple[Feed, Mapping[str, Array]]] = [
+            (feed, session.run(feed, f"batch {index}")) for index, feed in enumerate(feeds)
+        ]
+        self._use_sqnr = target.sqnr is not None
+
+    def measure(self, model: LightModel) -> float:
+        """Of a trial model; -inf where an output is not finite."""
+        session = open_session(model, "a trial model")
+        sums = {name: RunningError() for name in measured_outputs(self._expected[0][1])}
+        for index, (feed, expected) in enumerate(self._expected):
+            given = session.run(feed, f"batch {index}")
+            for name, error in sums.items():
+                error.add(expected[name], given[name])
+        errors = [error.error() for error in sums.values()]
+        values = [error.sqnr if self._use_sqnr else error.cosine for error in errors]
+        return min(-math.inf if math.isnan(value) else value for value in values)
+
+
+class _Metric:
+    """The user's own metric, which is called with files."""
+
+    def __init__(self, found: Calibrated, target: AccuracyTarget) -> None:
+        assert target.metric is not None
+        self._metric = target.metric
+        self.original = self.measure(found.state.graph.to_light(), "the float model")
+        if not math.isfinite(self.original):
+            raise EvaluatorError(f"the metric of the target gave {self.original} for the float model")
+
+    def measure(self, model: LightModel, what: str = "a trial model") -> float:
+        """What the metric gives.
+
+        Raises:
+            EvaluatorError: it fails, or gives no number.
+        """
+        with tempfile.TemporaryDirectory(prefix="amct_onnx-") as folder:
+            path = Path(folder) / "model.onnx"
+            write_model(model, path)
+            try:
+                found = self._metric(str(path))
+            except AmctError:
+                raise
+            except Exception as error:
+                said = f"the metric of the target failed for {what}: {type(error).__name__}: {error}"
+                raise EvaluatorError(said) from error
+        try:
+            return float(found)
+        except (TypeError, ValueError) as error:
+            raise EvaluatorError(f"the metric of the target must give a number, found {found!r:.80}") from error

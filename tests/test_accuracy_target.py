@@ -1,0 +1,187 @@
+"""Targets: what may be asked, what is measured on, and that as few layers as will do stay float."""
+
+import logging
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from graphs import model
+
+from amct_onnx import AccuracyTarget, ConfigError, DataError, EvaluatorError, quantize_onnx
+from amct_onnx.config import QuantConfig
+from amct_onnx.data import input_specs
+from amct_onnx.mixed_precision import held_back
+from amct_onnx.report.compare import compare_models
+
+RNG = np.random.default_rng(7)
+TEXT = """g (float[1, 4, 6, 6] x) => (float[1, 4, 6, 6] y) {
+    [a] h = Conv(x, wa) [ar] hr = Relu(h) [b] i = Conv(hr, wb) [br] ir = Relu(i) [c] y = Conv(ir, wc) }"""
+
+
+def network():
+    """Three layers; the weights of the first two have a channel that is far from the others; the first costs most."""
+    weights = {name: RNG_WEIGHTS[name].copy() for name in ("wa", "wb", "wc")}
+    weights["wa"][0] *= 4
+    weights["wb"][:, 0] /= 4
+    return model(TEXT, weights)
+
+
+RNG_WEIGHTS = {name: RNG.normal(size=(4, 4, 1, 1)).astype(np.float32) for name in ("wa", "wb", "wc")}
+
+
+def batches(count, seed=0):
+    rng = np.random.default_rng(seed)
+    return [rng.normal(size=(1, 4, 6, 6)).astype(np.float32) for _ in range(count)]
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({}, "one of sqnr, cosine and metric, found none"),
+        ({"sqnr": 20.0, "cosine": 0.9}, "found sqnr and cosine"),
+        ({"sqnr": 0.0}, r"must lie in \(0, inf\), found 0"),
+        ({"sqnr": "30"}, "sqnr of the target must be a finite number"),
+        ({"cosine": 1.0}, r"must lie in \(0, 1\)"),
+        ({"cosine": float("nan")}, "finite number"),
+        ({"metric": len}, "metric and drop of a target go together"),
+        ({"sqnr": 20.0, "drop": 0.1}, "metric and drop of a target go together"),
+        ({"metric": 3, "drop": 0.1}, "must be a function, found 3"),
+        ({"metric": len, "drop": -1.0}, r"drop of the target must lie in \[0, inf\)"),
+        ({"sqnr": 20.0, "int16": 1}, "int16 of the target must be true or false"),
+    ],
+)
+def test_what_is_no_target_is_an_error(given, said):
+    with pytest.raises(ConfigError, match=said):
+        AccuracyTarget(**given)
+
+
+def test_targets_as_text():
+    assert AccuracyTarget.parse("sqnr:30") == AccuracyTarget(sqnr=30.0)
+    assert AccuracyTarget.parse("cosine:0.99", int16=True) == AccuracyTarget(cosine=0.99, int16=True)
+    for text in ("30", "sqnr", "sqnr:", "sqnr:x", "sqnr:nan", "psnr:30", ""):
+        with pytest.raises(ConfigError, match=r"is written sqnr:30 \(in dB\) or cosine:0\.99, found"):
+            AccuracyTarget.parse(text)
+    with pytest.raises(ConfigError, match="AccuracyTarget"):
+        quantize_onnx(network(), calibration=batches(2), target=30)
+
+
+def test_a_target_that_holds_changes_nothing():
+    plain = quantize_onnx(network(), calibration=batches(3))
+    found = quantize_onnx(network(), calibration=batches(3), target=AccuracyTarget(sqnr=15.0))
+    assert found.deploy_model == plain.deploy_model
+    assert (found.record, found.config) == (plain.record, plain.config)
+    assert len(found.target.steps) == 1
+    assert found.target.chosen.reached
+    assert plain.target is None
+
+
+@pytest.fixture(scope="module")
+def reached():
+    return quantize_onnx(network(), calibration=batches(3), target=AccuracyTarget(sqnr=28.0))
+
+
+def test_the_layer_that_costs_most_stays_float_and_the_plan_says_why(reached):
+    assert list(reached.plan.layers) == ["b", "c"]
+    chosen, first = reached.target.chosen, reached.target.steps[0]
+    assert chosen.float_layers == ("a",)
+    assert reached.plan.skipped["a"] == (
+        f"kept float: the target, SQNR of at least 28 dB, needs it: {chosen.shown} so, {first.shown} with this layer "
+        "quantized"
+    )
+    assert first.value < 28 <= chosen.value
+    assert 'key: "a"' not in reached.record
+    assert '"a":{"quant_enable":false' in reached.config.replace(" ", "").replace("\n", "")
+
+
+def test_the_figures_are_those_of_the_model_that_is_given(reached):
+    errors = compare_models(network(), reached.fake_quant_model, [{"x": b} for b in batches(3)], layers=False).outputs
+    assert errors["y"].sqnr == pytest.approx(reached.target.chosen.value, abs=1e-6)
+
+
+def test_every_step_is_logged(caplog):
+    with caplog.at_level(logging.INFO, logger="amct_onnx"):
+        found = quantize_onnx(network(), calibration=batches(3), target=AccuracyTarget(sqnr=28.0))
+    lines = [record.getMessage() for record in caplog.records if record.getMessage().startswith("target, step")]
+    assert len(lines) == len(found.target.steps)
+    assert lines[0].endswith(f"0 float,    0 with 16-bit activations: {found.target.steps[0].shown}, not reached")
+
+
+def test_16_bits_come_before_float():
+    found = quantize_onnx(network(), calibration=batches(3), target=AccuracyTarget(sqnr=28.0, int16=True))
+    assert found.target.chosen.int16_layers == ("a",)
+    assert list(found.plan.layers) == ["a", "b", "c"]
+    assert found.params["a"].activation.num_bits == 16
+    assert found.plan.notes["a"][-1].startswith("16-bit activations: the target, SQNR of at least 28 dB, needs them: ")
+
+
+def test_what_only_a_float_model_reaches_is_an_error_and_leaves_no_file(tmp_path):
+    with pytest.raises(ConfigError, match=r"SQNR of at least 200 dB, is reached only with every layer float: all q"):
+        quantize_onnx(network(), calibration=batches(2), save_path=tmp_path / "net", target=AccuracyTarget(sqnr=200.0))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_metric_of_the_users_own_may_drop_so_far():
+    feeds, seen = batches(4, seed=5), []
+    wanted = [onnxruntime.InferenceSession(network().SerializeToString()).run(None, {"x": feed})[0] for feed in feeds]
+
+    def closeness(path):
+        seen.append(Path(path))
+        onnx.checker.check_model(path)
+        session = onnxruntime.InferenceSession(path)
+        given = [session.run(None, {"x": feed})[0] for feed in feeds]
+        return -max(float(np.abs(y - z).max() / np.abs(y).max()) for y, z in zip(wanted, given, strict=True))
+
+    found = quantize_onnx(network(), calibration=batches(3), target=AccuracyTarget(metric=closeness, drop=0.2))
+    assert found.target.steps[0].value < -0.2 <= found.target.chosen.value
+    assert len(found.target.chosen.float_layers) == 1
+    assert found.target.measured_on == "the data of the metric"
+    assert len(seen) == len(found.target.steps) + 1
+    assert not any(path.exists() for path in seen)
+
+
+@pytest.mark.parametrize(
+    ("metric", "said"),
+    [
+        (lambda path: 1 / 0, "metric of the target failed for the float model: ZeroDivisionError"),
+        (lambda path: "good", "must give a number, found 'good'"),
+        (lambda path: None, "must give a number, found None"),
+        (lambda path: float("nan"), "gave nan for the float model"),
+    ],
+)
+def test_a_metric_that_fails_is_named(metric, said):
+    with pytest.raises(EvaluatorError, match=said):
+        quantize_onnx(network(), calibration=batches(1), target=AccuracyTarget(metric=metric, drop=0.0))
+
+
+@pytest.mark.parametrize(
+    ("total", "batch_num", "used", "says"),
+    [
+        (7, None, None, "7 batches of the calibration data: too few to hold any back"),
+        (8, None, 6, "2 batches held back"),
+        (9, None, 7, "2 batches held back"),
+        (100, None, 75, "16 batches held back"),
+        (8, 8, 8, "8 batches of the calibration data: too few to hold any back"),
+        (3, 2, 2, "1 batch held back"),
+        (1, None, None, "1 batch of the calibration data: too few to hold any back"),
+    ],
+)
+def test_batches_are_held_back_where_there_are_enough(total, batch_num, used, says):
+    source, specs = batches(total), input_specs(network())
+    config, measured = held_back(source, specs, QuantConfig(batch_num=batch_num), AccuracyTarget(sqnr=20.0))
+    assert (config.batch_num, measured.says) == (used, says)
+    if measured.feeds is not None:
+        for feed, given in zip(measured.feeds, source[used:], strict=False):
+            np.testing.assert_array_equal(feed["x"], given)
+
+
+def test_what_is_held_back_is_not_calibrated_with():
+    held = quantize_onnx(network(), calibration=batches(8), target=AccuracyTarget(sqnr=15.0))
+    plain = quantize_onnx(network(), calibration=batches(8)[:6])
+    assert (held.record, held.config) == (plain.record, plain.config)
+
+
+def test_data_that_can_be_read_only_once_are_refused():
+    with pytest.raises(DataError, match="read only once, but are needed again, to reach the target"):
+        quantize_onnx(network(), calibration=iter(batches(3)), target=AccuracyTarget(sqnr=20.0))
