@@ -15,6 +15,7 @@ import numpy as np
 
 from amct_onnx.auto_calibration.protocol import STRATEGIES
 from amct_onnx.cli_help import EXAMPLES
+from amct_onnx.config import EFFORTS
 from amct_onnx.data import CalibrationSource, InputSpec, checked_feeds, input_specs, raw_feeds
 from amct_onnx.errors import AmctError, ConfigError, DataError, OutputError
 
@@ -105,6 +106,11 @@ def _add_calibration(parser: argparse.ArgumentParser) -> None:
         help="a .cfg or JSON file of AMCT, or a strategy file of Vitis AI; without it the engine's own preset is used",
     )
     parser.add_argument("--batch_num", type=int, help="batches to use where --calibration_config says no number")
+    parser.add_argument(
+        "--effort",
+        choices=EFFORTS,
+        help="without --calibration_config, how much is tried: fast (the default), balanced, best",
+    )
     parser.add_argument("--format", choices=["qdq"], help="also write <save_path>_qdq_model.onnx, which others read")
     _add_data(parser)
     evaluator = parser.add_argument_group("the user's own loop", "instead of calibration data")
@@ -254,6 +260,7 @@ def _calibration(options: argparse.Namespace) -> None:
         calibration=source,
         save_path=options.save_path,
         qdq=options.format == "qdq",
+        effort=options.effort,
         **given,
     )
     _show_result(result, options, "fake-quant against float, first batch")
@@ -264,7 +271,7 @@ def _calibration_by_evaluator(options: argparse.Namespace) -> None:
     from amct_onnx.auto_calibration.run import AutoCalibrationResult
     from amct_onnx.auto_calibration.trial_table import trial_table
 
-    names = ("data", "data_dir", "data_types", "input_shape", "format")
+    names = ("data", "data_dir", "data_types", "input_shape", "format", "effort")
     if given := [f"--{name}" for name in names if getattr(options, name) is not None]:
         raise ConfigError(f"--evaluator excludes {', '.join(given)}")
     if options.calibration_config is not None and options.batch_num is not None:

@@ -212,5 +212,8 @@ def _blocks(name: str, value: object) -> Mapping[str, LayerConfig]:
     return MappingProxyType(dict(value))
 
 
+EFFORTS = ("fast", "balanced", "best")
+"""How much is tried to find the best settings where none are given."""
+
 OWN_PRESET = QuantConfig(wide_fusion=True)
 """What the engine does when it is asked for nothing."""

@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Executor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from amct_onnx.by_strategy import quantize_by_strategy
+from amct_onnx.calibrated import Calibrated
 from amct_onnx.config import QuantConfig, with_options
 from amct_onnx.data import CalibrationSource, Feed, Feeds, input_specs
+from amct_onnx.effort import quantize_with_effort
 from amct_onnx.errors import ConfigError
 from amct_onnx.formats.amct_json import format_json
 from amct_onnx.formats.config_source import load_any_config
@@ -18,11 +20,9 @@ from amct_onnx.formats.model_file import ModelSource, read_model
 from amct_onnx.kernels.adaround import AdaRound
 from amct_onnx.kernels.checks import require_int
 from amct_onnx.passes.calibration import CalibrationRun
-from amct_onnx.passes.graph import Array
 from amct_onnx.passes.manager import run_passes
 from amct_onnx.passes.observe import warm_up_beside
 from amct_onnx.passes.pipelines import FUSE, calibrate
-from amct_onnx.passes.state import QuantPlan, QuantState
 from amct_onnx.passes.weights import LightModel
 from amct_onnx.planning import make_plan
 from amct_onnx.prepare import final_plan, prepare, require_same
@@ -40,6 +40,7 @@ def quantize_onnx(
     measure_layers: bool = False,
     qdq: bool = False,
     deploy: bool | None = None,
+    effort: str | None = None,
     memory_limit: int | None = None,
     executor: Executor | None = None,
     progress: bool | None = None,
@@ -58,6 +59,8 @@ def quantize_onnx(
         qdq: also make a model of the same decisions with QuantizeLinear and DequantizeLinear (`_qdq_model.onnx`).
         deploy: for a Vitis AI strategy: True raises an error unless Ascend's operators compute every layer as it says,
             False makes no deploy model; None makes one of the layers that fit.
+        effort: how much is tried where `cfg` is None: "fast" (the default) corrects biases; "balanced" also tries, on
+            batches held back, what helps some networks, at the price of up to six calibrations; "best" adds AdaRound.
         memory_limit: bytes that the observed tensors may take at a time; where all of them take more, the data are gone
             through several times, with the same result. None for half of the memory that is free.
         executor: computes shards of the calibration data in its workers, one thread each: any of concurrent.futures, or
@@ -72,6 +75,8 @@ def quantize_onnx(
     _check_run(memory_limit, executor)
     show = Progress(progress)
     source = read_model(model)
+    if effort is not None and cfg is not None:
+        raise ConfigError("effort is for the engine's own preset; leave it out beside a configuration")
     loaded = load_any_config(cfg)
     if isinstance(loaded, StrategyConfig):
         if executor is not None:
@@ -85,32 +90,18 @@ def quantize_onnx(
         raise ConfigError("deploy belongs to Vitis AI strategies; AMCT's configurations always give a deploy model")
     config = with_options(loaded, options)
     target = None if save_path is None else Target.of(save_path, {"model": model}, (*FILES, QDQ_FILE) if qdq else FILES)
-    found = calibrated(source, config, calibration, memory_limit=memory_limit, executor=executor, show=show)
+
+    def calibrate_with(config: QuantConfig, data: CalibrationSource | None) -> Calibrated:
+        return calibrated(source, config, data, memory_limit=memory_limit, executor=executor, show=show)
+
+    if cfg is None:
+        specs, given = input_specs(source.proto), frozenset(options)
+        found = quantize_with_effort(calibrate_with, config, calibration, specs, effort or "fast", given)
+    else:
+        found = calibrate_with(config, calibration)
     with show.phase("write and verify"):
         results = make_results(found.state, found.text(), qdq=qdq)
         return finish(found.state, results, target, found.expected, found.feeds.first, measure_layers)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Calibrated:
-    """A model whose scales are known and which is not rewritten yet.
-
-    state: the prepared float graph, the final plan and its scales.
-    config: what was asked for.
-    feeds: the calibration batches.
-    batch_num: how many of them were used.
-    expected: what the model makes of the first one.
-    """
-
-    state: QuantState
-    config: QuantConfig
-    feeds: Feeds
-    batch_num: int
-    expected: Mapping[str, Array]
-
-    def text(self, plan: QuantPlan | None = None) -> str:
-        """The configuration as AMCT's JSON, of another plan than the own where one is given."""
-        return format_json(self.config, json_layers(plan or self.state.plan), batch_num=self.batch_num)
 
 
 def calibrated(

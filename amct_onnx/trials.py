@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 
+from amct_onnx.calibrated import Calibrated
 from amct_onnx.data import Feed
 from amct_onnx.kernels.hfmg import Hfmg
 from amct_onnx.kernels.ifmr import Ifmr
@@ -26,7 +27,6 @@ from amct_onnx.passes.pipelines import FAKE_QUANT
 from amct_onnx.passes.session import Session, open_session
 from amct_onnx.passes.state import LayerPlan, QuantState
 from amct_onnx.passes.weights import LightModel
-from amct_onnx.quantize import Calibrated
 from amct_onnx.report.compare import RunningError
 
 _KEPT_FLOAT = "kept float: the accuracy that was asked for needs it"

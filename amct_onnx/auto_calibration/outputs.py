@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from amct_onnx.auto_calibration.judge import Trial
+from amct_onnx.calibrated import Calibrated
 from amct_onnx.errors import OutputError
 from amct_onnx.formats.model_file import write_files
 from amct_onnx.formats.record import format_record
 from amct_onnx.passes.weights import LightModel
-from amct_onnx.quantize import Calibrated
 from amct_onnx.results import Target, layer_records
 from amct_onnx.selection import Ranking
 from amct_onnx.stepwise.arguments import path_of, require_apart
