@@ -16,6 +16,7 @@ import numpy as np
 from amct_onnx.accuracy_target import AccuracyTarget
 from amct_onnx.auto_calibration.protocol import STRATEGIES
 from amct_onnx.cli_help import EXAMPLES
+from amct_onnx.config import EFFORTS
 from amct_onnx.data import CalibrationSource, InputSpec, checked_feeds, input_specs, raw_feeds
 from amct_onnx.errors import AmctError, ConfigError, DataError, OutputError
 
@@ -113,6 +114,11 @@ def _add_calibration(parser: argparse.ArgumentParser) -> None:
         help="a .cfg or JSON file of AMCT, or a strategy file of Vitis AI; without it the engine's own preset is used",
     )
     parser.add_argument("--batch_num", type=int, help="batches to use where --calibration_config says no number")
+    parser.add_argument(
+        "--effort",
+        choices=EFFORTS,
+        help="without --calibration_config, how much is tried: fast (the default), balanced, best",
+    )
     parser.add_argument("--format", choices=["qdq"], help="also write <save_path>_qdq_model.onnx, which others read")
     parser.add_argument(
         "--report",
@@ -278,6 +284,7 @@ def _calibration(options: argparse.Namespace) -> None:
         qdq=options.format == "qdq",
         report=options.report,
         target=target,
+        effort=options.effort,
         **given,
     )
     _show_result(result, options, "fake-quant against float, first batch")
@@ -288,7 +295,7 @@ def _calibration_by_evaluator(options: argparse.Namespace) -> None:
     from amct_onnx.auto_calibration.run import AutoCalibrationResult
     from amct_onnx.auto_calibration.trial_table import trial_table
 
-    names = ("data", "data_dir", "data_types", "input_shape", "format", "report", "target", "int16")
+    names = ("data", "data_dir", "data_types", "input_shape", "format", "effort", "report", "target", "int16")
     if given := [f"--{name}" for name in names if getattr(options, name) not in (None, False)]:
         raise ConfigError(f"--evaluator excludes {', '.join(given)}")
     if options.weights is not None:

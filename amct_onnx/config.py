@@ -218,5 +218,8 @@ def _blocks(name: str, value: object) -> Mapping[str, LayerConfig]:
     return MappingProxyType(dict(value))
 
 
+EFFORTS = ("fast", "balanced", "best")
+"""How much is tried to find the best settings where none are given."""
+
 OWN_PRESET = QuantConfig(wide_fusion=True, recurrent_layers=False)
 """What the engine does when it is asked for nothing."""

@@ -104,7 +104,7 @@ class Feeds:
         self._source, self._specs, self._batch_num = source, specs, batch_num
         self._once = isinstance(source, (Iterator, DataReader)) and not isinstance(source, type)
         self._begun: Iterator[Feed] | None = checked_feeds(source, specs, batch_num)
-        self.first = {name: array.copy() for name, array in next(self._begun).items()}  # a source may reuse its arrays
+        self.first = copy_of(next(self._begun))
         self.total = len(source) if batch_num is None and isinstance(source, (list, tuple)) else batch_num
 
     def require_again(self, why: str) -> None:
@@ -135,6 +135,11 @@ class Feeds:
                 "balance_batches=1, or raise memory_limit"
             )
         return checked_feeds(self._source, self._specs, self._batch_num)
+
+
+def copy_of(feed: Feed) -> Feed:
+    """A batch that stays as it is: a source may reuse its arrays."""
+    return {name: array.copy() for name, array in feed.items()}
 
 
 def checked_feeds(source: CalibrationSource, specs: Sequence[InputSpec], batch_num: int | None) -> Iterator[Feed]:

@@ -10,17 +10,17 @@ from __future__ import annotations
 import logging
 import math
 import tempfile
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from itertools import count, islice
 from pathlib import Path
 
 from amct_onnx.accuracy_target import AccuracyTarget, TargetSearch, TargetStep
 from amct_onnx.calibrated import Calibrated
-from amct_onnx.config import QuantConfig
-from amct_onnx.data import CalibrationSource, Feed, Feeds, InputSpec
+from amct_onnx.data import Feed
 from amct_onnx.errors import AmctError, ConfigError, EvaluatorError
 from amct_onnx.formats.model_file import write_model
+from amct_onnx.held_back import Divided
 from amct_onnx.layer_pairs import layer_pairs
 from amct_onnx.passes.graph import Array
 from amct_onnx.passes.session import open_session
@@ -28,17 +28,10 @@ from amct_onnx.passes.state import QuantState
 from amct_onnx.passes.weights import LightModel
 from amct_onnx.progress import Progress
 from amct_onnx.report.compare import RunningError
-from amct_onnx.report.page import counted
 from amct_onnx.selection import Layers, choose, rank
-from amct_onnx.trials import Mix, Trials, copies, measured_outputs
+from amct_onnx.trials import Mix, Trials, measured_outputs
 
 _log = logging.getLogger("amct_onnx")
-
-_ENOUGH = 8
-"""Batches from which on a quarter of them is held back from calibration."""
-
-_MOST_MEASURED = 16
-"""Batches that are kept in memory, with what the float model makes of them, to measure trial models on."""
 
 _RANKED_BATCHES = 4
 """Batches of the calibration data that layers are ranked on by the noise that they bring to the outputs."""
@@ -47,61 +40,15 @@ _COMPARED_BATCHES = 2
 """Batches of the calibration data that layers are compared on by themselves."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Measured:
-    """The data that a target is measured on.
-
-    feeds: batches that may be gone through any number of times; None for the calibration data.
-    says: what they are, in words.
-    """
-
-    feeds: Sequence[Feed] | None
-    says: str
-
-
-def held_back(
-    source: CalibrationSource | None, specs: Sequence[InputSpec], config: QuantConfig, target: AccuracyTarget
-) -> tuple[QuantConfig, Measured]:
-    """Divide the data into batches to calibrate with and batches to measure the target on.
-
-    Where the configuration says how many batches it takes (`batch_num`), those behind them are measured on. Else a
-    quarter of them, the last, is held back where there are at least 8. Where neither leaves any, the calibration data
-    are measured on too. A metric of the user's brings its own data.
-
-    Returns:
-        The configuration, with the number of batches to calibrate with, and what is measured on.
-
-    Raises:
-        DataError: the data do not fit, or can be read only once.
-    """
-    every = Feeds(source, specs, None)
-    every.require_again("to reach the target")
-    if target.metric is not None:
-        return config, Measured(feeds=None, says="the data of the metric")
-    total = sum(1 for _ in every)
-    if config.batch_num is not None:
-        used = min(config.batch_num, total)
-    else:
-        used = total - total // 4 if total >= _ENOUGH else total
-    end = min(total, used + _MOST_MEASURED)
-    if end == used:
-        on = min(total, _MOST_MEASURED)
-        return config, Measured(
-            feeds=None, says=f"{counted(on, 'batch')} of the calibration data: too few to hold any back"
-        )
-    feeds = tuple(copies(islice(every, used, end)))
-    return replace(config, batch_num=used), Measured(feeds=feeds, says=f"{counted(end - used, 'batch')} held back")
-
-
 def reach(
-    found: Calibrated, target: AccuracyTarget, measured: Measured, show: Progress
+    found: Calibrated, target: AccuracyTarget, held: Divided | None, show: Progress
 ) -> tuple[QuantState, TargetSearch]:
     """Keep as few layers float, or widen as few, as the target needs.
 
     Args:
         found: the calibrated model.
         target: what is to be reached.
-        measured: the data to measure on.
+        held: the data to measure on; None where a metric of the user's own brings its own.
         show: shows what is being done.
 
     Returns:
@@ -112,7 +59,8 @@ def reach(
         EvaluatorError: the user's metric fails.
     """
     trials = Trials(found, batches=_RANKED_BATCHES)
-    gauge = _Outputs(found, target, measured) if target.metric is None else _Metric(found, target)
+    found.feeds.require_again("to reach the target")
+    gauge = _Metric(found, target) if held is None or target.metric is not None else _Outputs(found, target, held.held)
     judge = _Judge(trials, target, gauge)
     mix = Mix()
     if not judge.step(mix).reached:
@@ -123,8 +71,8 @@ def reach(
             raise ConfigError(judge.why_not())
         mix = Mix(float_layers=chosen[0], int16_layers=chosen[1])
     state = _explained(trials.state(mix), mix, judge)
-    search = TargetSearch(target=judge.described, measured_on=measured.says, steps=judge.steps, chosen=judge.step(mix))
-    return state, search
+    on = "the data of the metric" if held is None or target.metric is not None else held.says
+    return state, TargetSearch(target=judge.described, measured_on=on, steps=judge.steps, chosen=judge.step(mix))
 
 
 def _ranked(found: Calibrated, trials: Trials, judge: _Judge, show: Progress) -> list[str]:
@@ -236,9 +184,8 @@ class _Outputs:
 
     original = math.inf
 
-    def __init__(self, found: Calibrated, target: AccuracyTarget, measured: Measured) -> None:
+    def __init__(self, found: Calibrated, target: AccuracyTarget, feeds: Iterable[Feed]) -> None:
         session = open_session(found.state.graph.to_light(), "the float model")
-        feeds = copies(islice(found.feeds, _MOST_MEASURED)) if measured.feeds is None else measured.feeds
         self._expected: list[tuple[Feed, Mapping[str, Array]]] = [
             (feed, session.run(feed, f"batch {index}")) for index, feed in enumerate(feeds)
         ]

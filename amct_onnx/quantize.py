@@ -3,35 +3,27 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from concurrent.futures import Executor
 from dataclasses import replace
 from typing import Any
 
 from amct_onnx.accuracy_target import AccuracyTarget
 from amct_onnx.by_strategy import quantize_by_strategy
-from amct_onnx.calibrated import Calibrated
-from amct_onnx.config import QuantConfig, with_options
-from amct_onnx.data import CalibrationSource, Feed, Feeds, input_specs
+from amct_onnx.calibrated import Calibrated, calibrated
+from amct_onnx.config import EFFORTS, QuantConfig, with_options
+from amct_onnx.data import CalibrationSource, input_specs
+from amct_onnx.effort import best_settings, own_preset
 from amct_onnx.errors import ConfigError, NotAvailableError
-from amct_onnx.formats.amct_json import format_json
 from amct_onnx.formats.config_source import load_any_config
 from amct_onnx.formats.model_file import ModelSource, read_model
-from amct_onnx.kernels.adaround import AdaRound
-from amct_onnx.kernels.checks import require_bool, require_int
-from amct_onnx.mixed_precision import held_back, reach
-from amct_onnx.passes.calibration import CalibrationRun
-from amct_onnx.passes.fix_global_pools import fix_global_pools
-from amct_onnx.passes.manager import run_passes
-from amct_onnx.passes.observe import warm_up_beside
-from amct_onnx.passes.pipelines import FUSE, calibrate
-from amct_onnx.passes.weights import LightModel
-from amct_onnx.planning import make_plan
-from amct_onnx.prepare import final_plan, prepare, require_same
+from amct_onnx.held_back import Divided
+from amct_onnx.kernels.checks import require_bool, require_choice, require_int
+from amct_onnx.mixed_precision import reach
 from amct_onnx.progress import Progress
 from amct_onnx.report.compare import Comparison
 from amct_onnx.report.quantization import QuantizationReport, quantization_report
-from amct_onnx.results import FILES, QDQ_FILE, REPORT_FILES, QuantizeResult, Target, finish, json_layers, make_results
+from amct_onnx.results import FILES, QDQ_FILE, REPORT_FILES, QuantizeResult, Target, finish, make_results
 from amct_onnx.strategy_config import StrategyConfig
 
 
@@ -45,6 +37,7 @@ def quantize_onnx(
     qdq: bool = False,
     deploy: bool | None = None,
     report: bool = False,
+    effort: str | None = None,
     target: AccuracyTarget | None = None,
     memory_limit: int | None = None,
     executor: Executor | None = None,
@@ -65,9 +58,10 @@ def quantize_onnx(
         deploy: for a Vitis AI strategy: True raises an error unless Ascend's operators compute every layer as it says,
             False makes no deploy model; None makes one of the layers that fit.
         report: also tell what was decided and why: `_report.html`, a page with pictures, and `_report.json`.
+        effort: how much is tried where `cfg` is None: "fast" (the default) corrects biases; "balanced" also tries, on
+            batches held back, what helps some networks, at the price of up to six calibrations; "best" adds AdaRound.
         target: what accuracy the fake-quant model must keep: as few layers as will do stay float, or get 16-bit
-            activations. It is measured on batches held back from calibration where there are enough, see
-            `amct_onnx.mixed_precision.held_back`.
+            activations. It is measured on batches held back from calibration, see `amct_onnx.held_back.Divided`.
         memory_limit: bytes that the observed tensors may take at a time; where all of them take more, the data are gone
             through several times, with the same result. None for half of the memory that is free.
         executor: computes shards of the calibration data in its workers, one thread each: any of concurrent.futures, or
@@ -81,17 +75,12 @@ def quantize_onnx(
         EvaluatorError: the metric of the target failed.
     """
     _check_run(memory_limit, executor, target, report)
+    _check_effort(effort, cfg)
     show = Progress(progress)
     source = read_model(model)
     loaded = load_any_config(cfg)
     if isinstance(loaded, StrategyConfig):
-        if executor is not None:
-            raise ConfigError("a Vitis AI strategy looks at the batches one after the other; leave the executor out")
-        if target is not None or report:
-            found = "a target" if target is not None else "a report"
-            raise NotAvailableError(
-                f"{found} is made for AMCT's configurations and the own preset, not for a Vitis AI strategy"
-            )
+        _check_strategy_run(executor, target, report)
         strategy = with_options(loaded, options)
         files = None if save_path is None else (save_path, model)
         return quantize_by_strategy(
@@ -100,16 +89,27 @@ def quantize_onnx(
     if deploy is not None:
         raise ConfigError("deploy belongs to Vitis AI strategies; AMCT's configurations always give a deploy model")
     config = with_options(loaded, options)
+    if cfg is None:
+        config = own_preset(config, frozenset(options))
     endings = (*FILES, *([QDQ_FILE] if qdq else []), *(REPORT_FILES if report else []))
     place = None if save_path is None else Target.of(save_path, {"model": model}, endings)
-    measured = None
-    if target is not None:
-        config, measured = held_back(calibration, input_specs(source.proto), config, target)
-    found = calibrated(source, config, calibration, memory_limit=memory_limit, executor=executor, show=show)
+    held, tries = None, effort not in (None, "fast")
+    if tries or (target is not None and target.metric is None):
+        why = f"for effort={effort!r}" if tries else "to reach the target"
+        held = Divided(calibration, input_specs(source.proto), config.batch_num, why)
+
+    def calibrate_with(config: QuantConfig) -> Calibrated:
+        data = calibration if held is None else held.rest
+        return calibrated(source, config, data, memory_limit=memory_limit, executor=executor, show=show)
+
+    if held is not None and tries:
+        found = best_settings(calibrate_with, config, held, str(effort), frozenset(options))
+    else:
+        found = calibrate_with(config)
     state, search = found.state, None
-    if target is not None and measured is not None:
+    if target is not None:
         with show.phase("reach the target"):
-            state, search = reach(found, target, measured, show)
+            state, search = reach(found, target, held, show)
     with show.phase("write and verify"):
         results = make_results(state, found.text(state.plan), qdq=qdq)
 
@@ -124,49 +124,6 @@ def quantize_onnx(
         return replace(result, target=search)
 
 
-def calibrated(
-    source: LightModel,
-    config: QuantConfig,
-    calibration: CalibrationSource | None,
-    *,
-    memory_limit: int | None = None,
-    executor: Executor | None = None,
-    show: Progress,
-) -> Calibrated:
-    """Prepare a model and find its scales; the arguments are those of `quantize_onnx`.
-
-    Raises:
-        ConfigError, ModelError, DataError, NotAvailableError: as `quantize_onnx`.
-    """
-    with show.phase("prepare"):
-        state, session = prepare(source)
-        if config.global_pools:
-            run_passes((fix_global_pools(),), state)
-        state = replace(state, plan=make_plan(state, config))
-        if executor is None:  # else its processes may be forked off while the thread holds locks
-            warm_up_beside(state.plan)
-        format_json(config, json_layers(state.plan))  # a layer that cannot be written down is found out now
-        run_passes(FUSE, state)
-    feeds = Feeds(calibration, input_specs(source.proto), state.plan.batch_num)
-    if any(isinstance(layer.weight, AdaRound) for layer in state.plan.layers.values()):
-        feeds.require_again("to learn the rounding of weights (ada_quantize)")
-    expected = session.run(feeds.first, "calibration batch 0")
-    del session
-    require_same(state, expected, feeds.first)
-    shown = _Shown(feeds, show)
-    run = CalibrationRun(
-        feeds=shown,
-        first=feeds.first,
-        silent=feeds,
-        track=show.track,
-        memory_limit=memory_limit,
-        executor=executor,
-    )
-    run_passes(calibrate(run), state)
-    state = replace(state, plan=final_plan(state))
-    return Calibrated(state=state, config=config, feeds=feeds, batch_num=shown.count, expected=expected)
-
-
 def _check_run(memory_limit: object, executor: object, target: object, report: object) -> None:
     if target is not None and not isinstance(target, AccuracyTarget):
         raise ConfigError(f"target must be an AccuracyTarget, such as AccuracyTarget(sqnr=30), found {target!r:.80}")
@@ -178,19 +135,16 @@ def _check_run(memory_limit: object, executor: object, target: object, report: o
         raise ConfigError(f"executor must be an Executor of concurrent.futures, or alike; found {found}")
 
 
-class _Shown:
-    """The batches, with progress drawn for each time that they are gone through.
+def _check_effort(effort: object, cfg: object) -> None:
+    if effort is not None:
+        require_choice("effort", effort, EFFORTS)
+        if cfg is not None:
+            raise ConfigError("effort is for the engine's own preset; leave it out beside a configuration")
 
-    Attributes:
-        count: how many there are, once they were gone through.
-    """
 
-    def __init__(self, feeds: Feeds, show: Progress) -> None:
-        self._feeds, self._show = feeds, show
-        self.count = 0
-
-    def __iter__(self) -> Iterator[Feed]:
-        self.count = 0
-        for feed in self._show.track(self._feeds, "calibrate", self._feeds.total):
-            self.count += 1
-            yield feed
+def _check_strategy_run(executor: object, target: object, report: object) -> None:
+    if executor is not None:
+        raise ConfigError("a Vitis AI strategy looks at the batches one after the other; leave the executor out")
+    for name, asked in (("target", target is not None), ("report", report)):
+        if asked:
+            raise NotAvailableError(f"there is no {name} for a Vitis AI strategy; leave it out")

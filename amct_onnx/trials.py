@@ -9,12 +9,12 @@ AMCT calibrates anew for every trial.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 
 from amct_onnx.calibrated import Calibrated
-from amct_onnx.data import Feed
+from amct_onnx.data import Feed, copy_of
 from amct_onnx.kernels.hfmg import Hfmg
 from amct_onnx.kernels.ifmr import Ifmr
 from amct_onnx.passes.calibration import CalibrationRun
@@ -140,15 +140,9 @@ class Trials:
 
     def _measure_reference(self) -> list[tuple[Feed, Mapping[str, Array]]]:
         session = open_session(self._found.state.graph.to_light(), "the float model")
-        feeds = enumerate(copies(islice(self._found.feeds, self._batches)))
+        feeds = enumerate(copy_of(feed) for feed in islice(self._found.feeds, self._batches))
         self._reference = [(feed, session.run(feed, f"batch {index}")) for index, feed in feeds]
         return self._reference
-
-
-def copies(feeds: Iterable[Feed]) -> Iterator[Feed]:
-    """Batches that stay as they are, whatever their source does."""
-    for feed in feeds:
-        yield {name: array.copy() for name, array in feed.items()}  # a source may reuse its arrays
 
 
 def _noise(reference: Sequence[tuple[Feed, Mapping[str, Array]]], session: Session) -> float:

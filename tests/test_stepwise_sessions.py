@@ -1,6 +1,7 @@
 """What a calibration counts: fewer batches, more, several sessions, threads, and batches that fail."""
 
 import logging
+import signal
 import subprocess
 import sys
 import time
@@ -185,7 +186,14 @@ def test_an_error_inside_an_operator_does_not_end_the_process(files, monkeypatch
 
 
 def test_an_interruption_inside_an_operator_is_raised_in_the_loop(files, monkeypatch):
-    session = session_of("AMCT_SO", files)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background of a shell it is ignored
+    try:
+        _interrupt(session_of("AMCT_SO", files), monkeypatch)
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _interrupt(session, monkeypatch):
     monkeypatch.setattr(observing.Observing, "_see", raising(KeyboardInterrupt()))
     session.run(None, feeds(1)[0])
     with pytest.raises(KeyboardInterrupt):  # noqa: PT012 - it comes while the user's loop does something

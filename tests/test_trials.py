@@ -8,12 +8,13 @@ import onnx
 import pytest
 from graphs import run
 
+from amct_onnx.calibrated import calibrated
 from amct_onnx.config import QuantConfig
 from amct_onnx.data import input_specs
 from amct_onnx.formats.model_file import read_model
 from amct_onnx.kernels.ifmr import IfmrObserver
 from amct_onnx.progress import Progress
-from amct_onnx.quantize import calibrated, quantize_onnx
+from amct_onnx.quantize import quantize_onnx
 from amct_onnx.report.compare import compare_models
 from amct_onnx.results import make_results
 from amct_onnx.trials import Mix, Trials

@@ -8,6 +8,7 @@ import pytest
 from caffe_files import layer, net, written
 from graphs import model, run, sqnr
 
+from amct_onnx.calibrated import calibrated
 from amct_onnx.config import LayerConfig, QuantConfig, TensorConfig
 from amct_onnx.formats.model_file import read_model
 from amct_onnx.kernels.adaround import AdaRound
@@ -16,7 +17,7 @@ from amct_onnx.kernels.nuq import Nuq
 from amct_onnx.layer_pairs import layer_pairs
 from amct_onnx.passes.weights import detached
 from amct_onnx.progress import Progress
-from amct_onnx.quantize import calibrated, quantize_onnx
+from amct_onnx.quantize import quantize_onnx
 from amct_onnx.trials import Mix, Trials
 
 RNG = np.random.default_rng(3)

@@ -56,7 +56,7 @@ LAYERS = ("conv1d", "conv", "conv3d", "grouped", "up", "pool", "gemm", "matmul")
 
 
 def quantized(config, **options):
-    return quantize_onnx(NETWORK, calibration=FEEDS, common_config=config, **options)
+    return quantize_onnx(NETWORK, calibration=FEEDS, common_config=config, correct_biases=False, **options)
 
 
 def stored(result, layer, kind="deploy_model"):

@@ -22,11 +22,11 @@ from amct_onnx.auto_calibration.protocol import (
 )
 from amct_onnx.auto_calibration.sensitivity import by_outputs, by_single_layers
 from amct_onnx.auto_calibration.strategies import Greedy, follow
+from amct_onnx.calibrated import calibrated
 from amct_onnx.config import QuantConfig
 from amct_onnx.formats.config_source import load_config
 from amct_onnx.passes.weights import LightModel
 from amct_onnx.progress import Progress
-from amct_onnx.quantize import calibrated
 from amct_onnx.selection import Ranking
 from amct_onnx.stepwise.arguments import path_of, read_source
 from amct_onnx.trials import Mix, Trials

@@ -84,6 +84,7 @@ class QuantPlan:
     folded: nodes that were folded into another one, which computes what they did -> that one.
     skipped: every other node, the disabled and the unfit ones -> the reason, a sentence that a user can read.
     notes: layer -> what was decided otherwise than asked, one sentence each.
+    choices: what was tried for the whole network, and what came of it, one sentence each.
     batch_num: calibration batches to use; None for all.
     do_fusion, wide_fusion, skip_fusion: where BatchNormalization is folded.
     balance_batches: batches that balancing looks at; None for all.
@@ -104,6 +105,7 @@ class QuantPlan:
     folded: Mapping[str, str] = field(default_factory=dict)
     skipped: Mapping[str, str] = field(default_factory=dict)
     notes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    choices: tuple[str, ...] = ()
     batch_num: int | None = None
     do_fusion: bool = True
     wide_fusion: bool = False

@@ -1,0 +1,186 @@
+"""The engine's own preset: how a model is quantized when nobody says how.
+
+`fast` corrects biases, which costs hardly anything and helps nearly everywhere. The others try what helps some networks
+and harms others, each by its loss at the outputs of the network on batches that calibration does not see.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from amct_onnx.calibrated import Calibrated
+from amct_onnx.config import LayerConfig, QuantConfig
+from amct_onnx.data import Feed
+from amct_onnx.held_back import Divided
+from amct_onnx.kernels.adaround import AdaRound
+from amct_onnx.kernels.dmq import Dmq
+from amct_onnx.kernels.hfmg import Hfmg
+from amct_onnx.kernels.ifmr import Ifmr
+from amct_onnx.passes.graph import Array
+from amct_onnx.passes.manager import run_passes
+from amct_onnx.passes.pipelines import FAKE_QUANT
+from amct_onnx.passes.session import open_session
+from amct_onnx.passes.state import QuantState
+from amct_onnx.report.compare import RunningError
+
+_log = logging.getLogger("amct_onnx")
+
+Calibrate = Callable[[QuantConfig], Calibrated]
+
+_LEAST_GAIN = 0.1
+"""Decibels that a change must be worth."""
+
+_EXACT = 1e-12
+"""Noise over signal that counts as none."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Change:
+    """Something to try.
+
+    name: as the plan tells of it.
+    fields: of the configuration that it sets; a user who sets one of them himself has decided.
+    op_types: it is for networks that have such layers; empty for all.
+    apply: the configuration with it.
+    """
+
+    name: str
+    fields: tuple[str, ...]
+    op_types: tuple[str, ...]
+    apply: Callable[[QuantConfig], QuantConfig]
+
+
+def _with_blocks(config: QuantConfig, change: Callable[[LayerConfig], LayerConfig]) -> QuantConfig:
+    types = {name: change(block) for name, block in config.override_layer_types.items()}
+    return replace(config, common_config=change(config.common_config), override_layer_types=types)
+
+
+def _with_dmq(config: QuantConfig) -> QuantConfig:
+    block = replace(config.common_config, balancer=Dmq())
+    return replace(config, fold_balancers=True, override_layer_types={"MatMul": block, "Gemm": block})
+
+
+_BLOCKS = ("common_config", "override_layer_types", "override_layer_configs")
+
+_BALANCED = (
+    _Change(
+        name="equalisation of layers",
+        fields=("equalise_layers",),
+        op_types=("Conv", "ConvTranspose"),
+        apply=lambda config: replace(config, equalise_layers=True),
+    ),
+    _Change(
+        name="DMQ of MatMul and Gemm",
+        fields=(*_BLOCKS, "fold_balancers", "balance_batches"),
+        op_types=("MatMul", "Gemm"),
+        apply=_with_dmq,
+    ),
+    _Change(
+        name="ranges around the percentile 99.99",
+        fields=_BLOCKS,
+        op_types=(),
+        apply=lambda config: _with_blocks(
+            config, lambda block: replace(block, activation=Ifmr(max_percentile=0.9999, min_percentile=0.9999))
+        ),
+    ),
+    _Change(
+        name="ranges by HFMG",
+        fields=_BLOCKS,
+        op_types=(),
+        apply=lambda config: _with_blocks(config, lambda block: replace(block, activation=Hfmg())),
+    ),
+)
+
+_BEST = (
+    *_BALANCED,
+    _Change(
+        name="rounding learned by AdaRound",
+        fields=_BLOCKS,
+        op_types=(),
+        apply=lambda config: _with_blocks(
+            config, lambda block: replace(block, weight=AdaRound(num_iteration=100, amct_scales=False))
+        ),
+    ),
+)
+
+
+def own_preset(config: QuantConfig, given: frozenset[str]) -> QuantConfig:
+    """What is done whatever the effort. given: fields that the user set."""
+    return config if "correct_biases" in given else replace(config, correct_biases=True)
+
+
+def best_settings(
+    calibrate: Calibrate, config: QuantConfig, data: Divided, effort: str, given: frozenset[str]
+) -> Calibrated:
+    """Calibrate a model with the settings that are best for it, as far as the effort goes.
+
+    Args:
+        calibrate: calibrates the model as a configuration says.
+        config: as of `own_preset`.
+        data: what is calibrated with, and measured on.
+        effort: "balanced" or "best".
+        given: fields that the user set; nothing else is tried for them.
+
+    Raises:
+        DataError: the data do not fit.
+    """
+    best = calibrate(config)
+    trials = _Trials(best.state, data.held)
+    loss = trials.loss(best.state)
+    said: list[str] = []
+    if "correct_biases" not in given and best.state.bias_shifts:
+        plain = replace(best, config=replace(config, correct_biases=False), state=replace(best.state, bias_shifts={}))
+        best, loss = trials.better("no bias correction", (best, loss), plain, said)
+    present = {layer.op_type for layer in best.state.layers()}
+    for change in _BALANCED if effort == "balanced" else _BEST:
+        if given & set(change.fields) or (change.op_types and not present & set(change.op_types)):
+            continue
+        best, loss = trials.better(change.name, (best, loss), calibrate(change.apply(best.config)), said)
+    choices = (f"measured on {data.says}", *said)
+    return replace(best, state=replace(best.state, plan=replace(best.state.plan, choices=choices)))
+
+
+class _Trials:
+    """Measures quantized models at their outputs."""
+
+    def __init__(self, state: QuantState, feeds: Sequence[Feed]) -> None:
+        session = open_session(state.graph.to_light(), "the float model")
+        self._expected = [session.run(feed, f"batch {index}") for index, feed in enumerate(feeds)]
+        self._feeds = feeds
+
+    def better(
+        self, name: str, best: tuple[Calibrated, float], other: Calibrated, said: list[str]
+    ) -> tuple[Calibrated, float]:
+        """The other one where it is better by enough, else the best so far; says so."""
+        loss = self.loss(other.state)
+        taken = loss < best[1] - _LEAST_GAIN
+        said.append(f"{name}: {'taken' if taken else 'not taken'}, {-loss:.1f} dB instead of {-best[1]:.1f} dB")
+        _log.info("%s", said[-1])
+        return (other, loss) if taken else best
+
+    def loss(self, state: QuantState) -> float:
+        """Noise over signal in dB, the mean of all batches, so that none outweighs the others; inf where undefined."""
+        copy = replace(state, graph=state.graph.copy())
+        run_passes(FAKE_QUANT, copy)
+        session = open_session(copy.graph.to_light(), "a trial model")
+        losses = [
+            _loss(expected, session.run(feed, f"batch {index}"))
+            for index, (feed, expected) in enumerate(zip(self._feeds, self._expected, strict=True))
+        ]
+        return sum(losses) / len(losses)
+
+
+def _loss(expected: Mapping[str, Array], found: Mapping[str, Array]) -> float:
+    """Of one batch: the mean of its outputs of floats; where there are none, of all."""
+    losses = []
+    for name in [name for name, values in expected.items() if values.dtype.kind == "f"] or list(expected):
+        error = RunningError()
+        error.add(expected[name], found[name])
+        if not math.isfinite(error.noise):
+            return math.inf
+        ratio = error.noise / error.xx if error.xx else float(error.noise > 0)
+        losses.append(10 * math.log10(max(ratio, _EXACT)))
+    return sum(losses) / len(losses)
