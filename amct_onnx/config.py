@@ -99,7 +99,6 @@ _SWITCHES = (
     "fold_balancers",
     "equalise_layers",
     "correct_biases",
-    "choose_ranges",
 )
 
 
@@ -118,8 +117,6 @@ class QuantConfig:
     fold_balancers: fold DMQ's Mul into what produces the input where that can be, which AMCT does not do.
     equalise_layers: scale the channels between two convolutions for the good of both weights.
     correct_biases: take out of the biases what the error of the weights adds on average.
-    choose_ranges: where the range of an activation is found by IFMR, choose among that and others, by the error that
-        reaches the outputs of the layers.
     skip_layers, skip_layer_types: what stays float, by name and by type.
     skip_fusion_layers: layers whose BatchNormalization is not folded.
     fakequant_precision_mode: "DEFAULT", or "FORCE_FP16_QUANT" for scales that fp16 can hold.
@@ -141,7 +138,6 @@ class QuantConfig:
     fold_balancers: bool = False
     equalise_layers: bool = False
     correct_biases: bool = False
-    choose_ranges: bool = False
     skip_layers: tuple[str, ...] = ()
     skip_layer_types: tuple[str, ...] = ()
     skip_fusion_layers: tuple[str, ...] = ()

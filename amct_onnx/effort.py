@@ -79,12 +79,6 @@ _BALANCED = (
         apply=_with_dmq,
     ),
     _Change(
-        name="a range of its own for every activation",
-        fields=("choose_ranges",),
-        op_types=(),
-        apply=lambda config: replace(config, choose_ranges=True),
-    ),
-    _Change(
         name="ranges around the percentile 99.99",
         fields=_BLOCKS,
         op_types=(),

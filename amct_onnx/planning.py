@@ -236,12 +236,11 @@ class _Request:
         layer = LayerPlan(
             name=self.node.name,
             op_type=self.node.op,
-            activation=(activation := replace(self._activation(), asymmetric=self._asymmetric())),
+            activation=replace(self._activation(), asymmetric=self._asymmetric()),
             weight=self._weight(),
             balancer=self._balancer(),
             equalise=self.config.equalise_layers,
             correct_bias=self.config.correct_biases,
-            choose_range=self.config.choose_ranges and isinstance(activation, Ifmr),
         )
         return _Decided(layer=layer, notes=tuple(self.notes))
 

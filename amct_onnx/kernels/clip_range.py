@@ -72,14 +72,14 @@ def clip_by_entropy(values: NDArray[np.float32], *, groups: int) -> float:
     counts[0] = counts[1]
     best, found = np.inf, _BINS
     for index in _CANDIDATES:
-        differs = divergence(counts, index, groups)
-        if differs <= best:
-            best, found = differs, index
+        divergence = _divergence(counts, index, groups)
+        if divergence <= best:
+            best, found = divergence, index
     return float(edges[found])
 
 
-def divergence(counts: Counts, index: int, groups: int) -> float:
-    """Kullback-Leibler, of the first bins with the mass above in the last one, from the same bins in groups."""
+def _divergence(counts: Counts, index: int, groups: int) -> float:
+    """Of the first bins with the mass above in the last one, from the same bins in groups."""
     kept = counts[:index]
     reference = kept.copy()
     reference[-1] += counts[index:].sum()

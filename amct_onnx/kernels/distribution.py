@@ -59,12 +59,12 @@ def distribution_of(histogram: SignedHistogram) -> Distribution:
         return Distribution(low=low, high=high, counts=counts)
     for side, sign in ((positive, 1.0), (negative, -1.0)):
         filled = np.flatnonzero(side.counts)
-        np.add.at(counts, _bars(sign * bin_means(side, filled), low, high), side.counts[filled])
+        np.add.at(counts, _bars(sign * _means(side, filled), low, high), side.counts[filled])
     counts[_bars(np.zeros(1), low, high)] += histogram.count - positive.size - negative.size
     return Distribution(low=low, high=high, counts=counts)
 
 
-def bin_means(side: Side, bins: NDArray[np.intp]) -> NDArray[np.float64]:
+def _means(side: Side, bins: NDArray[np.intp]) -> NDArray[np.float64]:
     """The mean magnitude of the values in each of some bins; in bin 0 the middle."""
     inside = side.sums[bins] / (side.counts[bins] * 2.0**FRACTION_BITS)
     return np.asarray((bins + np.where(bins == 0, 0.5, inside)) * side.width)

@@ -19,7 +19,6 @@ from amct_onnx.kernels.compiled import compiled
 from amct_onnx.kernels.distribution import Distribution, RangeCandidate, distribution_of
 from amct_onnx.kernels.histogram import BINS, FRACTION_BITS, Side, SignedHistogram
 from amct_onnx.kernels.quant_params import FLT_EPS, QuantParams, scale_of_span
-from amct_onnx.kernels.range_candidates import range_candidates
 
 LANES = 64  # edges of bins that are looked at side by side; divides BINS
 _LANES = np.uint64(LANES)
@@ -154,10 +153,6 @@ class IfmrObserver:
         return tuple(
             RangeCandidate(name=name, low=-float(tried.bottoms[i]), high=float(tried.tops[i])) for name, i in ends
         )
-
-    def candidates(self) -> tuple[RangeCandidate, ...]:
-        """Ranges that other rules ask for; none where nothing was seen."""
-        return range_candidates(self._histogram, num_bits=self._settings.num_bits) if self.count else ()
 
     def _candidates(self, positive: Side, negative: Side) -> _Candidates:
         """The ranges that AMCT tries: multiples of the percentile above zero, or of the larger one if symmetric."""

@@ -62,19 +62,12 @@ def observe(run: CalibrationRun) -> Pass:
 
 def _note_what_was_seen(state: QuantState, served: Iterable[Served]) -> None:
     """Keep of every observer what a report shows."""
-    layers = state.plan.layers
     for _, observer, places in served:
-        seen = observer.distribution()
-        if isinstance(observer, IfmrObserver) and any(
-            name in layers and layers[name].choose_range for name, _ in places
-        ):
-            considered = observer.candidates()
-        else:
-            whole = RangeCandidate(name="min-max", low=seen.low, high=seen.high)
-            considered = (whole, *observer.considered())
+        seen, considered = observer.distribution(), observer.considered()
+        whole = RangeCandidate(name="min-max", low=seen.low, high=seen.high)
         for name, is_second in places:
             key = f"{name}:1" if is_second else name
-            state.distributions[key], state.considered[key] = seen, considered
+            state.distributions[key], state.considered[key] = seen, (whole, *considered)
 
 
 def warm_up_beside(plan: QuantPlan) -> None:

@@ -6,7 +6,6 @@ from amct_onnx.passes.align_positions import ALIGN_POSITIONS
 from amct_onnx.passes.balance import BALANCE_GIVEN, balance
 from amct_onnx.passes.calibrate_tensors import FIND_PARAMETER_GRIDS, calibrate_tensors
 from amct_onnx.passes.calibration import CalibrationRun
-from amct_onnx.passes.choose_ranges import choose_ranges
 from amct_onnx.passes.compute_as_dpu import COMPUTE_AS_DPU
 from amct_onnx.passes.correct_biases import CORRECT_BIASES, FIND_BIAS_SHIFTS
 from amct_onnx.passes.drop_unreached import DROP_UNREACHED
@@ -65,7 +64,6 @@ def calibrate(run: CalibrationRun) -> tuple[Pass, ...]:
         FIND_WEIGHT_SCALES,  # first: activations are observed behind quantized weights
         soften_weights(run),
         observe(run),
-        choose_ranges(run),
         FIND_BIAS_SHIFTS,
         FIT_BIASES,
         round_weights(run),  # last: each layer is rounded for the scales and biases that it will have

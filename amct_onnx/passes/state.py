@@ -38,7 +38,6 @@ class LayerPlan:
         None: they are found as the others are.
     equalise: scale its channels against those of a neighbour that is equalised too.
     correct_bias: take out of its bias what the error of its weights adds on average.
-    choose_range: look for a better range of its input than IFMR's.
     """
 
     name: str
@@ -52,7 +51,6 @@ class LayerPlan:
     recurrent: QuantParams | None = None
     equalise: bool = False
     correct_bias: bool = False
-    choose_range: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
