@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from amct_onnx.calibrated import Calibrated
 from amct_onnx.config import LayerConfig, QuantConfig
 from amct_onnx.data import Feed
+from amct_onnx.forecast import forecast
 from amct_onnx.held_back import Divided
 from amct_onnx.kernels.adaround import AdaRound
 from amct_onnx.kernels.dmq import Dmq
@@ -24,6 +25,7 @@ from amct_onnx.passes.manager import run_passes
 from amct_onnx.passes.pipelines import FAKE_QUANT
 from amct_onnx.passes.session import open_session
 from amct_onnx.passes.state import QuantState
+from amct_onnx.passes.weights import LightModel
 from amct_onnx.report.compare import RunningError
 
 _log = logging.getLogger("amct_onnx")
@@ -51,6 +53,10 @@ class _Change:
     fields: tuple[str, ...]
     op_types: tuple[str, ...]
     apply: Callable[[QuantConfig], QuantConfig]
+
+    def is_for(self, op_types: frozenset[str], given: frozenset[str]) -> bool:
+        """Whether it is tried. op_types: of the layers; given: fields that the user set."""
+        return not given & set(self.fields) and (not self.op_types or not op_types.isdisjoint(self.op_types))
 
 
 def _with_blocks(config: QuantConfig, change: Callable[[LayerConfig], LayerConfig]) -> QuantConfig:
@@ -106,6 +112,10 @@ _BEST = (
     ),
 )
 
+_CHANGES = {"balanced": _BALANCED, "best": _BEST}
+
+_LEARNING = "; AdaRound in the last of them takes longer, and says while it learns how long"
+
 
 def own_preset(config: QuantConfig, given: frozenset[str]) -> QuantConfig:
     """What is done whatever the effort. given: fields that the user set."""
@@ -113,12 +123,13 @@ def own_preset(config: QuantConfig, given: frozenset[str]) -> QuantConfig:
 
 
 def best_settings(
-    calibrate: Calibrate, config: QuantConfig, data: Divided, effort: str, given: frozenset[str]
+    source: LightModel, calibrate: Calibrate, config: QuantConfig, data: Divided, effort: str, given: frozenset[str]
 ) -> Calibrated:
     """Calibrate a model with the settings that are best for it, as far as the effort goes.
 
     Args:
-        calibrate: calibrates the model as a configuration says.
+        source: the model.
+        calibrate: calibrates it as a configuration says.
         config: as of `own_preset`.
         data: what is calibrated with, and measured on.
         effort: "balanced" or "best".
@@ -127,6 +138,9 @@ def best_settings(
     Raises:
         DataError: the data do not fit.
     """
+    outlook = forecast(source, config, data.rest())
+    changes = [change for change in _CHANGES[effort] if change.is_for(outlook.op_types, given)]
+    _log.info("effort %s: %s%s", effort, outlook.describe(1 + len(changes)), _LEARNING if effort == "best" else "")
     best = calibrate(config)
     trials = _Trials(best.state, data.held)
     loss = trials.loss(best.state)
@@ -134,10 +148,8 @@ def best_settings(
     if "correct_biases" not in given and best.state.bias_shifts:
         plain = replace(best, config=replace(config, correct_biases=False), state=replace(best.state, bias_shifts={}))
         best, loss = trials.better("no bias correction", (best, loss), plain, said)
-    present = {layer.op_type for layer in best.state.layers()}
-    for change in _BALANCED if effort == "balanced" else _BEST:
-        if given & set(change.fields) or (change.op_types and not present & set(change.op_types)):
-            continue
+    for number, change in enumerate(changes, 1):
+        _log.info("calibration %d of %d: %s", 1 + number, 1 + len(changes), change.name)
         best, loss = trials.better(change.name, (best, loss), calibrate(change.apply(best.config)), said)
     choices = (f"measured on {data.says}", *said)
     return replace(best, state=replace(best.state, plan=replace(best.state.plan, choices=choices)))

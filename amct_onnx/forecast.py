@@ -1,60 +1,53 @@
-"""What a long run will take, about, before it is begun: from the shapes and from the time of one batch."""
+"""What a long run will take, about, before it is begun: from the shapes, and from the time of one batch."""
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-import numpy as np
-
 from amct_onnx.config import QuantConfig
-from amct_onnx.data import Feed
+from amct_onnx.data import Feed, copy_of
 from amct_onnx.passes.calibration import Sizes
-from amct_onnx.passes.layers import has_weight
-from amct_onnx.passes.learn_layers import sampled_places
-from amct_onnx.passes.sample_rows import matrix_shape
-from amct_onnx.passes.state import QuantState
 from amct_onnx.passes.weights import LightModel
 from amct_onnx.planning import make_plan
 from amct_onnx.prepare import prepare
 
-_SECONDS_OF_A_VALUE = 2e-9
-"""To find the bin of an activation, and to hand it out of onnxruntime."""
+_SECONDS_OF_A_VALUE = 3e-9
+"""To hand a value out of onnxruntime, and to count it."""
 
-_SECONDS_OF_A_RUN = 0.5
-"""Of a calibration, whatever the data: sessions, graphs, searches."""
-
-_PRODUCTS_OF_A_STEP = 3
-"""Matrix products in one step of AdaRound: forward, and two backward."""
+_SECONDS_OF_A_RUN = 1.5
+"""Of a calibration, whatever the data: graphs, sessions, searches."""
 
 _BYTES_OF_THE_ENGINE = 300 << 20
 """What Python, onnxruntime and the machine code of the kernels take."""
 
-_COPIES_OF_WEIGHTS = 4
-"""The model as read, as quantized, and in two sessions."""
+_COPIES_OF_WEIGHTS, _BATCHES_AT_ONCE = 4, 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Forecast:
-    """About what runs over one model take.
+    """About what calibrating a model takes.
 
     op_types: of the layers that will be quantized.
-    batches: of the calibration data.
     seconds: for one calibration.
-    learning: seconds that a step of AdaRound takes, over all layers.
     memory: bytes at the peak.
     """
 
     op_types: frozenset[str]
-    batches: int
     seconds: float
-    learning: float
     memory: int
+
+    def describe(self, calibrations: int) -> str:
+        """For so many calibrations, in words."""
+        seconds = self.seconds * calibrations
+        took = f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
+        return f"up to {calibrations} calibrations, about {took} and {self.memory / 2**30:.1f} GB"
 
 
 def forecast(source: LightModel, config: QuantConfig, feeds: Iterable[Feed]) -> Forecast:
-    """Look ahead: runs one batch, and goes through the data once to count them.
+    """Look ahead: runs the first batch, and goes through the data once to count the batches.
 
     Args:
         source: the model.
@@ -62,41 +55,22 @@ def forecast(source: LightModel, config: QuantConfig, feeds: Iterable[Feed]) -> 
         feeds: the calibration data, at least one batch.
 
     Raises:
-        ConfigError, ModelError, DataError, NotAvailableError: as `quantize_onnx`.
+        ConfigError, ModelError, DataError: as `quantize_onnx`.
     """
     state, session = prepare(source)
-    plan = make_plan(state, config)
-    batches = 0
-    for feed in feeds:
-        if batches == 0:
-            first = {name: array.copy() for name, array in feed.items()}
-        batches += 1
-    session.run(first, "calibration batch 0")  # the first run of a session also reserves memory
-    started = time.perf_counter()
-    session.run(first, "calibration batch 0")
-    of_batch = time.perf_counter() - started
-    names = [node.name for node in state.graph.nodes if node.name in plan.layers]
+    layers = make_plan(state, config).layers
+    batches, first = 0, Feed()
+    for batches, feed in enumerate(feeds, 1):
+        first = copy_of(feed) if batches == 1 else first
+    of_batch = math.inf
+    for _ in range(2):  # the first run of a session also reserves memory
+        started = time.perf_counter()
+        session.run(first, "calibration batch 0")
+        of_batch = min(of_batch, time.perf_counter() - started)
     sizes = Sizes(state, first)
-    nodes = {node.name: node for node in state.graph.nodes}
-    seen = sum(sizes.of(tensor) for tensor in {nodes[name].inputs[0].name for name in names})
+    seen = sum(sizes.of(name) for name in {n.inputs[0].name for n in state.graph.nodes if n.name in layers})
     return Forecast(
-        op_types=frozenset(nodes[name].op for name in names),
-        batches=batches,
+        op_types=frozenset(layer.op_type for layer in layers.values()),
         seconds=_SECONDS_OF_A_RUN + batches * (of_batch + seen / 4 * _SECONDS_OF_A_VALUE),
-        learning=_learning(state, names),
-        memory=_BYTES_OF_THE_ENGINE + _COPIES_OF_WEIGHTS * source.nbytes + 2 * seen,
+        memory=_BYTES_OF_THE_ENGINE + _COPIES_OF_WEIGHTS * source.nbytes + _BATCHES_AT_ONCE * seen,
     )
-
-
-def _learning(state: QuantState, names: Iterable[str]) -> float:
-    """Seconds for a step of AdaRound in every layer, by how fast this machine multiplies."""
-    products = 0
-    nodes = {node.name: node for node in state.graph.nodes}
-    for name in names:
-        if has_weight(nodes[name]):
-            groups, size = matrix_shape(nodes[name])
-            products += sampled_places(nodes[name]) * groups * size * output_channels(nodes[name]) // groups
-    square = np.ones((256, 256), np.float32)
-    started = time.perf_counter()
-    square @ square
-    return _PRODUCTS_OF_A_STEP * products * (time.perf_counter() - started) / 256**3

@@ -103,7 +103,7 @@ def quantize_onnx(
         return calibrated(source, config, data, memory_limit=memory_limit, executor=executor, show=show)
 
     if held is not None and tries:
-        found = best_settings(calibrate_with, config, held, str(effort), frozenset(options))
+        found = best_settings(source, calibrate_with, config, held, str(effort), frozenset(options))
     else:
         found = calibrate_with(config)
     state, search = found.state, None

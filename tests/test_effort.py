@@ -1,5 +1,6 @@
 """The own preset: biases are corrected; more effort tries more, by what batches show that calibration does not see."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,8 @@ from graphs import initializers, model, run, sqnr
 
 import amct_onnx
 from amct_onnx import AdaRound, ConfigError, DataError, QuantConfig, quantize_onnx
+from amct_onnx.forecast import forecast
+from amct_onnx.formats.model_file import read_model
 
 RNG = np.random.default_rng(11)
 TEXT = """g (float[N, 4, 6, 6] x) => (float[N, 5] y) {
@@ -76,6 +79,26 @@ def test_what_is_tried_is_told_and_never_much_worse(float_model, effort):
     again = quantize_onnx(float_model, calibration=feeds(16), effort=effort)
     assert again.fake_quant_model == result.fake_quant_model
     assert again.plan.choices == result.plan.choices
+
+
+def test_what_it_will_take_is_said_before_and_followed(float_model, caplog):
+    with caplog.at_level("INFO", logger="amct_onnx"):
+        quantize_onnx(float_model, calibration=feeds(16), effort="best")
+    said = [record.getMessage() for record in caplog.records]
+    assert said[0].startswith("effort best: up to 6 calibrations, about ")
+    assert said[0].endswith(" GB; AdaRound in the last of them takes longer, and says while it learns how long")
+    steps = [line for line in said if line.startswith("calibration ")]
+    assert [line.split(":")[0] for line in steps] == [f"calibration {number} of 6" for number in range(2, 7)]
+
+
+def test_a_forecast_knows_batches_layers_and_memory(float_model):
+    source = read_model(float_model)
+    few, many = (forecast(source, QuantConfig(), iter(feeds(count))) for count in (1, 200))
+    assert few.op_types == {"Conv", "MatMul"}
+    assert few.seconds < many.seconds
+    assert 300 << 20 < few.memory < 320 << 20
+    assert replace(few, seconds=40.0, memory=2 << 30).describe(5) == "up to 5 calibrations, about 3 min and 2.0 GB"
+    assert replace(few, seconds=2.0).describe(5).startswith("up to 5 calibrations, about 10 s and 0.3 GB")
 
 
 def test_what_the_user_set_is_not_tried(float_model):

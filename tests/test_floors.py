@@ -18,7 +18,7 @@ FLOORS = [
     ["planning_tensors"],
     ["deploy", "planning", "report", "strategy_planning"],
     ["given", "held_back", "prepare", "results"],
-    ["calibrated"],
+    ["calibrated", "forecast"],
     ["by_strategy", "layer_pairs", "selection", "trials"],
     ["effort", "mixed_precision"],
     ["caffe", "convert", "quantize"],
