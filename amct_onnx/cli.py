@@ -8,22 +8,14 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import numpy as np
-
-from amct_onnx.accuracy_target import AccuracyTarget
+from amct_onnx import __version__, cli_commands
 from amct_onnx.auto_calibration.protocol import STRATEGIES
+from amct_onnx.cli_data import DTYPES
 from amct_onnx.cli_help import EXAMPLES
 from amct_onnx.config import EFFORTS
-from amct_onnx.data import CalibrationSource, InputSpec, checked_feeds, input_specs, raw_feeds
-from amct_onnx.errors import AmctError, ConfigError, DataError, OutputError
-
-if TYPE_CHECKING:
-    from amct_onnx.results import QuantizeResult
-
-_log = logging.getLogger("amct_onnx")
+from amct_onnx.errors import AmctError, OutputError
 
 _VERIFY_HELP = """\
 Check a deploy model, of this engine or of any other tool, against what ATC takes and understands.
@@ -35,12 +27,6 @@ Run a deploy model on the CPU by exact integers, rounded as a kind of chip does,
 _AGREEMENT_HELP = """\
 Run float, fake-quant and deploy model, the latter on every kind of chip, and say layer by layer how far they are apart,
 where they part first, and what it is that parts them."""
-
-_DTYPES = (
-    *("float64", "float32", "float16", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"),
-    "bool",
-)
-
 
 _READ = ("model", "weights", "quantized", "deploy", "record", "float_model", "reference", "data")
 _WRITTEN = ("json", "html", "save")
@@ -77,13 +63,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"amct_onnx: the output cannot be written: {error.strerror or error}", file=sys.stderr)
         if isinstance(sys.stdout, io.TextIOWrapper):  # what is left in it is not tried again at exit
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return 2 if command is _verify else 1
+    return 2 if command is cli_commands.verify else 1
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="amct_onnx", description="Quantize ONNX models for Huawei Ascend NPUs.", epilog="amct_onnx COMMAND --help"
     )
+    parser.add_argument("--version", action="version", version=f"amct_onnx {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     _add_calibration(commands.add_parser("calibration", help="quantize a model with calibration data"))
     _add_convert(commands.add_parser("convert", help="quantize a model with scales that are known already"))
@@ -144,7 +131,7 @@ def _add_calibration(parser: argparse.ArgumentParser) -> None:
         help="how these are looked for: Greedy (the default) needs fewer float layers than AMCT's BinarySearch; "
         "GreedyInt16 tries 16-bit activations before it leaves layers float",
     )
-    parser.set_defaults(command=_calibration)
+    parser.set_defaults(command=cli_commands.calibration)
 
 
 def _add_convert(parser: argparse.ArgumentParser) -> None:
@@ -169,7 +156,7 @@ def _add_convert(parser: argparse.ArgumentParser) -> None:
         help="with --record: fold nothing, as a configuration without do_fusion does",
     )
     _add_data(parser)
-    parser.set_defaults(command=_convert, batch_num=None)
+    parser.set_defaults(command=cli_commands.convert, batch_num=None)
 
 
 def _add_convert_caffe(parser: argparse.ArgumentParser) -> None:
@@ -177,7 +164,7 @@ def _add_convert_caffe(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("prototxt", help="the network as it is deployed")
     parser.add_argument("caffemodel", help="its weights")
     parser.add_argument("--output", required=True, metavar="FILE", help="the .onnx file to write")
-    parser.set_defaults(command=_convert_caffe)
+    parser.set_defaults(command=cli_commands.convert_caffe)
 
 
 def _add_weights(parser: argparse.ArgumentParser) -> None:
@@ -188,7 +175,7 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
     data = parser.add_argument_group("calibration data", "either --data, or the other three together")
     data.add_argument("--data", help="a .npz or .npy file, or a directory of .npz, .npy or raw files")
     data.add_argument("--data_dir", help="directories of raw files, one per input: 'dir1;dir2'")
-    data.add_argument("--data_types", help=f"element types, one per input: 'float32;int64' ({', '.join(_DTYPES)})")
+    data.add_argument("--data_types", help=f"element types, one per input: 'float32;int64' ({', '.join(DTYPES)})")
     data.add_argument("--input_shape", help="names and shapes of the inputs: 'name1:n,c,h,w;name2:n,k'")
 
 
@@ -198,7 +185,7 @@ def _add_plan(parser: argparse.ArgumentParser) -> None:
     _add_weights(parser)
     parser.add_argument("--config", help="a .cfg or JSON file; without it the engine's own preset is used")
     parser.add_argument("--all", action="store_true", help="list also the nodes whose operator is never quantized")
-    parser.set_defaults(command=_plan)
+    parser.set_defaults(command=cli_commands.plan)
 
 
 def _add_compare(parser: argparse.ArgumentParser) -> None:
@@ -208,7 +195,7 @@ def _add_compare(parser: argparse.ArgumentParser) -> None:
     _add_weights(parser)
     parser.add_argument("--batch_num", type=int, help="batches to use; all without it")
     _add_data(parser)
-    parser.set_defaults(command=_compare)
+    parser.set_defaults(command=cli_commands.compare)
 
 
 def _add_verify(parser: argparse.ArgumentParser) -> None:
@@ -219,7 +206,7 @@ def _add_verify(parser: argparse.ArgumentParser) -> None:
     _add_weights(parser)
     parser.add_argument("--json", metavar="FILE", help="write the report as JSON too; - for standard output alone")
     parser.add_argument("--strict", action="store_true", help="exit with 1 for warnings too")
-    parser.set_defaults(command=_verify)
+    parser.set_defaults(command=cli_commands.verify)
 
 
 def _add_simulate(parser: argparse.ArgumentParser) -> None:
@@ -231,7 +218,7 @@ def _add_simulate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--save", metavar="FILE", help="an .npz file for the outputs, as <output>_<batch>")
     parser.add_argument("--batch_num", type=int, help="batches to use; all without it")
     _add_data(parser)
-    parser.set_defaults(command=_simulate)
+    parser.set_defaults(command=cli_commands.simulate)
 
 
 def _add_agreement(parser: argparse.ArgumentParser) -> None:
@@ -245,7 +232,7 @@ def _add_agreement(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", metavar="FILE", help="write the report as JSON")
     parser.add_argument("--batch_num", type=int, help="batches to use; all without it")
     _add_data(parser)
-    parser.set_defaults(command=_agreement)
+    parser.set_defaults(command=cli_commands.agreement)
 
 
 def _add_completion(parser: argparse.ArgumentParser, commands: Any) -> None:
@@ -254,236 +241,6 @@ def _add_completion(parser: argparse.ArgumentParser, commands: Any) -> None:
     parser.description = "Print a script that lets a shell complete commands, options and files."
     parser.add_argument("shell", choices=SHELLS)
     parser.set_defaults(command=lambda options: print(completion(options.shell, commands.choices), end=""))
-
-
-def _calibration(options: argparse.Namespace) -> None:
-    from amct_onnx.formats.config_source import load_any_config
-    from amct_onnx.quantize import quantize_onnx
-    from amct_onnx.strategy_config import StrategyConfig
-
-    if options.evaluator is not None:
-        return _calibration_by_evaluator(options)
-    if options.strategy is not None:
-        raise ConfigError("--strategy goes with --evaluator: it chooses layers by what an evaluator says of models")
-    if options.int16 and options.target is None:
-        raise ConfigError("--int16 goes with --target: it says what is done to reach it")
-    target = None if options.target is None else AccuracyTarget.parse(options.target, int16=options.int16)
-    source, batch_num = _data_source(options)
-    _quant_json(options)
-    config = None if options.calibration_config is None else load_any_config(options.calibration_config)
-    says_number = config is not None and not isinstance(config, StrategyConfig)
-    if says_number and options.batch_num is not None:
-        _log.warning("--batch_num is not used: the number of batches stands in %s", options.calibration_config)
-    takes_number = not says_number and batch_num is not None
-    given: dict[str, Any] = {"batch_num": batch_num} if takes_number else {}
-    result = quantize_onnx(
-        _with_weights(options.model, options),
-        config,
-        calibration=source,
-        save_path=options.save_path,
-        qdq=options.format == "qdq",
-        report=options.report,
-        target=target,
-        effort=options.effort,
-        **given,
-    )
-    _show_result(result, options, "fake-quant against float, first batch")
-
-
-def _calibration_by_evaluator(options: argparse.Namespace) -> None:
-    from amct_onnx.auto_calibration.command import run_evaluator
-    from amct_onnx.auto_calibration.run import AutoCalibrationResult
-    from amct_onnx.auto_calibration.trial_table import trial_table
-
-    names = ("data", "data_dir", "data_types", "input_shape", "format", "effort", "report", "target", "int16")
-    if given := [f"--{name}" for name in names if getattr(options, name) not in (None, False)]:
-        raise ConfigError(f"--evaluator excludes {', '.join(given)}")
-    if options.weights is not None:
-        raise ConfigError("--evaluator runs an .onnx model; make one of the Caffe model with `amct_onnx convert-caffe`")
-    _require_batch_num(options)
-    if options.calibration_config is not None and options.batch_num is not None:
-        _log.warning("--batch_num is not used: the number of batches stands in %s", options.calibration_config)
-    found = run_evaluator(
-        options.model,
-        options.evaluator,
-        options.save_path,
-        config=options.calibration_config,
-        batch_num=options.batch_num if options.batch_num is not None else 1,
-        strategy=options.strategy,
-    )
-    if not isinstance(found, AutoCalibrationResult):
-        return _show_result(found, options, "fake-quant against float, first batch")
-    _show(trial_table(found))
-    for path in found.files:
-        print(path)
-
-
-def _show_result(result: QuantizeResult, options: argparse.Namespace, title: str) -> None:
-    """The errors of the outputs, and the files that were written."""
-    from amct_onnx.formats.model_file import read_without_data, write_files
-    from amct_onnx.report.tables import error_table, report_summary
-    from amct_onnx.stepwise.quant_json import format_quant_json
-
-    quant_json = None
-    if isinstance(result.deploy_model, Path):  # a strategy may leave nothing for Ascend
-        quant_json = result.deploy_model.parent / _quant_json(options).name
-        write_files({quant_json: format_quant_json(read_without_data(result.deploy_model), result.plan)})
-
-    _show(error_table(result.output_errors, title))
-    for part in () if result.report is None else report_summary(result.report):
-        _show(part)
-    files = (result.deploy_model, result.fake_quant_model, result.qdq_model, result.record, result.config, quant_json)
-    for path in (*files, result.quant_info, result.report_html, result.report_json):
-        if path is not None:
-            print(path)
-
-
-def _quant_json(options: argparse.Namespace) -> Path:
-    """Where AMCT's third file goes, which is none of those that are read."""
-    from amct_onnx.results import Target
-
-    config = getattr(options, "calibration_config", None)
-    sources = {"model": options.model, "configuration": config, "record": getattr(options, "record", None)}
-    return Target.of(options.save_path, sources, ["quant.json"]).path("quant.json")
-
-
-def _convert(options: argparse.Namespace) -> None:
-    from amct_onnx.convert import convert_model, import_qdq
-
-    _quant_json(options)
-    has_data = any((options.data, options.data_dir, options.data_types, options.input_shape))
-    data = _data_source(options)[0] if has_data else None
-    on = "first batch" if has_data else "random numbers: says little about accuracy"
-    if options.record is None:
-        for option, is_given in (("--wide_fusion", options.wide_fusion), ("--no_fusion", options.no_fusion)):
-            if is_given:
-                raise ConfigError(f"{option} goes with --record: nothing is folded in a model that is quantized")
-        if options.weights is not None:
-            raise ConfigError("--weights goes with --record: a Caffe model holds no scales")
-        result = import_qdq(options.model, save_path=options.save_path, data=data)
-        _show_result(result, options, f"fake-quant against the model that was read, {on}")
-        return
-    result = convert_model(
-        _with_weights(options.model, options),
-        options.record,
-        save_path=options.save_path,
-        data=data,
-        do_fusion=not options.no_fusion,
-        wide_fusion=options.wide_fusion,
-    )
-    _show_result(result, options, f"fake-quant against float, {on}")
-
-
-def _convert_caffe(options: argparse.Namespace) -> None:
-    from amct_onnx.caffe import import_caffe
-
-    import_caffe(options.prototxt, options.caffemodel, options.output)
-    print(options.output)
-
-
-def _with_weights(model: Any, options: argparse.Namespace) -> Any:
-    """The float model that an option names: with --weights a Caffe model."""
-    if options.weights is not None and model is None:
-        raise ConfigError("--weights goes with a float model, a .prototxt; none is given")
-    return model if options.weights is None else (model, options.weights)
-
-
-def _plan(options: argparse.Namespace) -> None:
-    from dataclasses import replace
-
-    from amct_onnx.formats.config_source import load_any_config
-    from amct_onnx.formats.model_file import read_model
-    from amct_onnx.passes.manager import run_passes
-    from amct_onnx.passes.pipelines import FUSE
-    from amct_onnx.planning import make_plan
-    from amct_onnx.prepare import final_plan, prepare
-    from amct_onnx.report.tables import plan_table
-    from amct_onnx.strategy_config import StrategyConfig
-    from amct_onnx.strategy_planning import StrategyRules, plan_strategy
-
-    state, _ = prepare(read_model(_with_weights(options.model, options)))
-    config = load_any_config(options.config)
-    if isinstance(config, StrategyConfig):
-        state = replace(state, plan=plan_strategy(state, config, StrategyRules.of(state.graph, config)))
-    else:
-        state = replace(state, plan=make_plan(state, config))
-    op_types = {node.name: node.op for node in state.graph.nodes}
-    run_passes(FUSE, state)
-    plan = final_plan(state)
-    op_types.update({name: "" for name in plan.skipped if name not in op_types})
-    _show(plan_table(plan, op_types, everything=options.all))
-
-
-def _compare(options: argparse.Namespace) -> None:
-    from amct_onnx.formats.model_file import read_model
-    from amct_onnx.report.compare import compare_models
-    from amct_onnx.report.tables import error_table
-
-    model = read_model(_with_weights(options.model, options))
-    source, batch_num = _data_source(options)
-    feeds = checked_feeds(source, input_specs(model.proto), batch_num)
-    found = compare_models(model, read_model(options.quantized), feeds)
-    _show(error_table(found.layers, "layers, worst first", worst_first=True))
-    _show(error_table(found.outputs, "outputs"))
-
-
-def _verify(options: argparse.Namespace) -> int:
-    from amct_onnx.deploy.verify import verify_deploy_model
-    from amct_onnx.formats.model_file import write_files
-    from amct_onnx.report.tables import findings_table
-
-    report = verify_deploy_model(
-        options.model, record=options.record, float_model=_with_weights(options.float_model, options)
-    )
-    if options.json == "-":
-        print(report.to_json(), end="")
-    else:
-        if options.json is not None:
-            write_files({Path(options.json): report.to_json()})
-        _show(findings_table(report))
-    return int(not report.ok or (options.strict and bool(report.findings)))
-
-
-def _simulate(options: argparse.Namespace) -> None:
-    from amct_onnx.deploy.simulate import SimulatedSession
-    from amct_onnx.formats.model_file import read_model
-    from amct_onnx.passes.session import open_session
-    from amct_onnx.report.simulation import run_simulation
-    from amct_onnx.report.tables import error_table, range_table
-
-    model = read_model(options.model)
-    session = SimulatedSession(options.model, options.profile)
-    given = _with_weights(options.reference, options)
-    reference = None if given is None else open_session(read_model(given), options.reference)
-    source, batch_num = _data_source(options)
-    feeds = checked_feeds(source, input_specs(model.proto), batch_num)
-    save = None if options.save is None else Path(options.save)
-    found = run_simulation(session, feeds, reference=reference, save=save)
-    title = f"{session.profile.name}, {found.batches} batches"
-    _show(range_table(found.ranges, title))
-    if reference is not None:
-        _show(error_table(found.errors, f"against {options.reference}"))
-    if save is not None:
-        print(save)
-
-
-def _agreement(options: argparse.Namespace) -> None:
-    from amct_onnx.deploy.profiles import PROFILES
-    from amct_onnx.formats.model_file import read_model, write_files
-    from amct_onnx.report.agreement import agreement
-    from amct_onnx.report.agreement_page import agreement_page
-    from amct_onnx.report.tables import agreement_tables
-
-    model = read_model(_with_weights(options.model, options))
-    source, batch_num = _data_source(options)
-    feeds = checked_feeds(source, input_specs(model.proto), batch_num)
-    profiles = tuple(options.profiles or PROFILES)
-    found = agreement(model, options.quantized, options.deploy, feeds, profiles=profiles)
-    files = {options.html: agreement_page(found)} if options.html is not None else {}
-    files |= {options.json: found.to_json()} if options.json is not None else {}
-    write_files({Path(path): text for path, text in files.items()})
-    for table in agreement_tables(found):
-        _show(table)
 
 
 def _require_distinct(options: argparse.Namespace) -> None:
@@ -501,68 +258,6 @@ def _require_distinct(options: argparse.Namespace) -> None:
                 f"{given[name]}: --{name} would overwrite what is read or written besides; choose another name"
             )
         taken.add(path)
-
-
-def _require_batch_num(options: argparse.Namespace) -> None:
-    if options.batch_num is not None and options.batch_num < 1:
-        raise ConfigError(f"--batch_num must be at least 1, found {options.batch_num}")
-
-
-def _data_source(options: argparse.Namespace) -> tuple[CalibrationSource, int | None]:
-    """The data that the options name, and how many batches to take: AMCT's form takes 1 unless told otherwise."""
-    _require_batch_num(options)
-    three = {"--data_dir": options.data_dir, "--data_types": options.data_types, "--input_shape": options.input_shape}
-    if options.data is not None:
-        if given := [name for name, value in three.items() if value is not None]:
-            raise ConfigError(f"--data excludes {', '.join(given)}")
-        return options.data, options.batch_num
-    if missing := [name for name, value in three.items() if value is None]:
-        raise ConfigError(
-            f"give --data, or all of --data_dir, --data_types and --input_shape (missing: {', '.join(missing)})"
-        )
-    return _raw_source(options), options.batch_num or 1
-
-
-def _raw_source(options: argparse.Namespace) -> CalibrationSource:
-    shapes = [_shape_of(part) for part in options.input_shape.split(";") if part]
-    folders = [Path(part) for part in options.data_dir.split(";") if part]
-    types = [part.strip() for part in options.data_types.split(";") if part]
-    if not len(shapes) == len(folders) == len(types):
-        raise ConfigError(
-            f"--input_shape names {len(shapes)} inputs, --data_dir {len(folders)} directories, --data_types "
-            f"{len(types)} types; give one of each per input"
-        )
-    for name in types:
-        if name not in _DTYPES:
-            raise DataError(f"--data_types: {name!r} is not one of {', '.join(_DTYPES)}")
-    names = [name for name, _ in shapes]
-    if twice := [name for name in names if names.count(name) > 1]:
-        raise ConfigError(f"--input_shape names the input {twice[0]!r} twice")
-    specs = [
-        InputSpec(name=name, dtype=np.dtype(dtype), shape=shape)
-        for (name, shape), dtype in zip(shapes, types, strict=True)
-    ]
-    return raw_feeds(folders, specs)
-
-
-def _shape_of(part: str) -> tuple[str, tuple[int, ...]]:
-    """One entry of --input_shape: the last colon separates the dimensions, since names may hold colons."""
-    name, colon, dims = part.rpartition(":")
-    try:
-        shape = tuple(int(d) for d in dims.split(","))
-    except ValueError:
-        shape = ()
-    if not colon or not name or not shape or min(shape) < 1:
-        raise ConfigError(f"--input_shape: {part!r} is not of the form name:n,c,h,w with positive numbers")
-    return name, shape
-
-
-def _show(table: object) -> None:
-    """Print a table or a text; where the output is no terminal, wide enough that nothing is cut."""
-    from rich.console import Console
-
-    console = Console() if sys.stdout is not None and sys.stdout.isatty() else Console(width=160)
-    console.print(table)
 
 
 def _set_up_log(verbose: bool, quiet: bool) -> None:

@@ -563,3 +563,9 @@ def test_a_number_of_batches_beside_a_configuration_is_said_not_to_count(tmp_pat
     arguments += ["--save_path", str(tmp_path / "net"), "--calibration_config", str(cfg), "--batch_num", "5"]
     assert main(arguments) == 0
     assert f"--batch_num is not used: the number of batches stands in {cfg}" in capsys.readouterr().err
+
+
+def test_it_says_its_version(capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["--version"])
+    assert (ended.value.code, capsys.readouterr().out) == (0, f"amct_onnx {amct_onnx.__version__}\n")

@@ -13,7 +13,7 @@ FLOORS = [
     ["kernels"],
     ["passes"],
     ["accuracy_target", "cli_help", "completion", "data", "progress", "retrain_config", "strategy_config"],
-    ["config"],
+    ["cli_data", "config"],
     ["formats"],
     ["planning_tensors"],
     ["deploy", "planning", "report", "strategy_planning"],
@@ -25,6 +25,7 @@ FLOORS = [
     ["retrain", "stepwise"],
     ["auto_calibration"],
     ["common"],
+    ["cli_commands"],
     ["cli"],
     ["__init__", "__main__"],
 ]
