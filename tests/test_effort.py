@@ -1,5 +1,6 @@
 """The own preset: biases are corrected; more effort tries more, by what batches show that calibration does not see."""
 
+import html
 from dataclasses import replace
 from pathlib import Path
 
@@ -99,6 +100,15 @@ def test_a_forecast_knows_batches_layers_and_memory(float_model):
     assert 300 << 20 < few.memory < 320 << 20
     assert replace(few, seconds=40.0, memory=2 << 30).describe(5) == "up to 5 calibrations, about 3 min and 2.0 GB"
     assert replace(few, seconds=2.0).describe(5).startswith("up to 5 calibrations, about 10 s and 0.3 GB")
+
+
+def test_the_report_tells_it_too(float_model):
+    result = quantize_onnx(float_model, calibration=feeds(16), effort="balanced", report=True)
+    assert result.report.choices == result.plan.choices
+    assert all(f"<li>{html.escape(choice)}</li>" in result.report_html for choice in result.plan.choices)
+    plain = quantize_onnx(float_model, calibration=feeds(16), report=True)
+    assert plain.report.choices == ()
+    assert "tried for the whole network" not in plain.report_html
 
 
 def test_what_the_user_set_is_not_tried(float_model):

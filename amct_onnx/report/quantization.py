@@ -75,6 +75,7 @@ class QuantizationReport:
     folded: nodes that were folded into another one, which computes what they did -> that one.
     outputs: output -> difference from the float model, on the first batch.
     target: how the accuracy that was asked for was reached; None where none was.
+    choices: what was tried for the whole network, and what came of it, one sentence each.
     sizes: model -> its bytes.
     seconds: what was done -> how long it took, and "all" up to this report. The only part of the report that is not the
         same when the run is repeated.
@@ -86,6 +87,7 @@ class QuantizationReport:
     folded: Mapping[str, str]
     outputs: Mapping[str, TensorError]
     target: TargetSearch | None
+    choices: tuple[str, ...]
     sizes: Mapping[str, int]
     seconds: Mapping[str, float]
 
@@ -127,6 +129,7 @@ def quantization_report(
         folded=dict(state.plan.folded),
         outputs=dict(found.outputs),
         target=target,
+        choices=tuple(state.plan.choices),
         sizes=dict(sizes),
         seconds=dict(seconds),
     )

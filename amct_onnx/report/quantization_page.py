@@ -51,6 +51,7 @@ def quantization_page(found: QuantizationReport) -> str:
             *table(("output", "SQNR (dB)", "cosine", "largest difference"), _output_rows(found)),
             *_sizes(found),
             *([] if found.target is None else _target(found.target)),
+            *_choices(found),
             "<h2>Layers, largest errors first</h2>",
             *_layer_table(found),
             "<h2>What each layer sees, and the range chosen</h2>",
@@ -101,6 +102,12 @@ def _target(search: TargetSearch) -> Iterator[str]:
         for number, step in enumerate(search.steps, 1)
     )
     yield from table(("step", "float layers", "16-bit activations", "measured", "reached"), rows)
+
+
+def _choices(found: QuantizationReport) -> Iterator[str]:
+    if found.choices:
+        yield "<h2>What was tried for the whole network</h2>"
+        yield f"<ul>{''.join(f'<li>{escape(choice)}</li>' for choice in found.choices)}</ul>"
 
 
 def _layer_table(found: QuantizationReport) -> Iterator[str]:
