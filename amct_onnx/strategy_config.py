@@ -108,8 +108,15 @@ def _why_not_dpu(kind: str, tensor: TensorStrategy) -> str | None:
         wanted["calib_statistic_method"] = ("modal",)
     for name, allowed in wanted.items():
         if getattr(tensor, name) not in allowed:
-            return f"takes {name} {_listed(allowed)} here, found {_word(getattr(tensor, name))}"
+            said = f"takes {name} {_listed(allowed)} here, found {_word(getattr(tensor, name))}"
+            return f"{said}; {_NO_ONE_ROUNDING}" if name == "round_mode" else said
     return None
+
+
+_NO_ONE_ROUNDING = (
+    "no overall round_mode fits all kinds: the DPU rounds activations half_up and the rest std_round; leave it out, or "
+    'write "std_round" overall and "half_up" for activation in tensor_quantize_config'
+)
 
 
 def _why_not(kind: str, tensor: TensorStrategy) -> str | None:

@@ -89,6 +89,15 @@ def test_what_the_user_guide_prints_is_read():
     assert found.kinds["bias"].scale_type == "poweroftwo"
 
 
+def test_the_dpus_rounding_may_be_written_out():
+    said = {
+        "overall_quantize_config": {"round_mode": "std_round"},
+        "tensor_quantize_config": {"activation": {"round_mode": "half_up"}},
+    }
+    found = strategy_from_object({"target_device": "DPU", **said}, "file")
+    assert found == strategy_from_object({"target_device": "DPU"}, "file")
+
+
 def test_the_last_entry_for_a_layer_counts_and_a_type_goes_before_a_name():
     layers = [
         {"layer_type": "torch.nn.Conv2d", "layer_name": "x", "quantizable_data_type": ["weights"]},
@@ -117,6 +126,10 @@ BAD = [
     ('{"target_device": "CPU", "overall_quantize_config": {"percentage": 0}}', "percentage must lie in"),
     ('{"target_device": "DPU", "overall_quantize_config": {"bit_width": 4}, '
      '"tensor_quantize_config": {"bias": {"bit_width": 8}}}', "one bit_width for activation and bias"),
+    ('{"target_device": "DPU", "overall_quantize_config": {"round_mode": "std_round"}}',
+     "kind 'activation': .*'half_up' here, found 'std_round'; no overall round_mode fits all kinds.*leave it out"),
+    ('{"target_device": "DPU", "overall_quantize_config": {"round_mode": "half_up"}}',
+     "kind 'input': .*'std_round' here, found 'half_up'; no overall round_mode"),
 ]  # fmt: skip
 
 
