@@ -37,6 +37,7 @@ class StrategyConfig:
     change_concat_input_fix, change_pool_input_fix: its inputs get the scale of a concatenation's, or pooling's, output.
     batch_num: calibration batches to use; None for all.
     dpu_arithmetic: average pooling and LeakyRelu compute what they do on the DPU; the tool does that for every device.
+    correct_biases: include_bias_corr takes out the whole mean error at the end, not a twentieth of it with each batch.
     """
 
     target_device: str
@@ -52,10 +53,11 @@ class StrategyConfig:
     change_pool_input_fix: bool = False
     batch_num: int | None = None
     dpu_arithmetic: bool = False
+    correct_biases: bool = False
 
     def __post_init__(self) -> None:
         require_choice("target_device", self.target_device, DEVICES)
-        for name in (*SWITCHES, "dpu_arithmetic"):
+        for name in (*SWITCHES, "dpu_arithmetic", "correct_biases"):
             require_bool(name, getattr(self, name))
         if self.batch_num is not None:
             require_int("batch_num", self.batch_num, low=1)
