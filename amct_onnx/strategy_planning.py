@@ -49,11 +49,12 @@ def plan_strategy(state: QuantState, config: StrategyConfig, rules: StrategyRule
         skipped=skipped,
         batch_num=config.batch_num,
         wide_fusion=True,
-        replace_relu6=config.convert_relu6_to_relu or config.include_cle,
+        replace_relu6=config.convert_relu6_to_relu,
         align_concat=config.change_concat_input_fix,
         align_pool=config.change_pool_input_fix,
         dpu_shifts=config.target_device == "DPU",
         dpu_arithmetic=config.dpu_arithmetic,
+        whole_bias_errors=config.correct_biases,
     )
 
 
@@ -96,7 +97,7 @@ def _layer(graph: Graph, node: Node, rules: StrategyRules, config: StrategyConfi
         weight=rules.of_node(node, "weights"),
         bias=rules.of_node(node, "bias") if has_bias else None,
         equalise=config.include_cle,
-        correct_bias=config.include_bias_corr and has_bias,
+        correct_bias=(config.include_bias_corr or config.correct_biases) and has_bias,
     )
 
 

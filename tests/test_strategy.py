@@ -266,17 +266,33 @@ def test_a_bias_beside_tiny_weights_gets_a_coarser_scale_on_the_chip_alone():
 # Rewrites
 
 
-def test_relu6_becomes_relu_where_asked_for(caplog):
-    low, high = np.float32(0), np.float32(6)
-    nodes = "[c] h = Conv(x, w) [r] y = Clip(h, low, high)"
-    source = model(
-        f"g (float[2, 4, 6, 6] x) => (float[2, 4, 4, 4] y) {{ {nodes} }}", {"w": W["w"], "low": low, "high": high}
-    )
+def relu6_net(nodes):
+    values = {"low": np.float32(0), "high": np.float32(6), **{name: W[name] for name in "wv"}}
+    used = {name: value for name, value in values.items() if f", {name}" in nodes}
+    source = model(f"g (float[2, 4, 6, 6] x) => (float y) {{ {nodes} }}", used)
+    source.graph.output[0].type.tensor_type.ClearField("shape")
+    return source
+
+
+def test_relu6_becomes_relu_where_asked_for_alone():
+    source = relu6_net("[c] h = Conv(x, w) [r] y = Clip(h, low, high)")
     asked, with_cle = {**CPU, "convert_relu6_to_relu": True}, {**CPU, "include_cle": True}
-    for strategy, wanted in ((asked, "Relu"), (CPU, "Clip"), (with_cle, "Relu")):
+    for strategy, wanted in ((asked, "Relu"), (CPU, "Clip"), (with_cle, "Clip")):
         result = quantize_onnx(source, strategy, calibration=feeds())
         assert {node.op_type for node in result.fake_quant_model.graph.node if node.name == "r"} == {wanted}
-        assert ("include_cle turned 1 Clip" in caplog.text) == (strategy is with_cle)
+
+
+def test_equalisation_scales_the_bound_of_relu6_and_quantizes_behind_it():
+    source = relu6_net("[c] h = Conv(x, w) [r] k = Clip(h, low, high) [d] y = Conv(k, v)")
+    data = [{"x": 4 * feed["x"]} for feed in feeds()]
+    for device in (CPU, DPU):
+        result = quantize_onnx(source, {**device, "include_cle": True}, calibration=data, qdq=True)
+        assert len(result.plan.tensor_strategies) == 3
+        assert json.loads(result.quant_info)["output"].keys() >= {"x", "k.equalised"}
+        reference = np.concatenate([run(source, feed)["y"] for feed in data])
+        for form in (result.fake_quant_model, result.qdq_model):
+            assert [n.op_type for n in form.graph.node if n.name in ("r", "r.cap")] == ["Relu", "Min"]
+            assert sqnr(reference, np.concatenate([run(form, feed)["y"] for feed in data])) > 25
 
 
 def test_first_and_last_layer_and_additions_can_be_left():

@@ -65,6 +65,9 @@ _MOVING = frozenset(
 DPU_FACTOR = ".dpu_factor"
 """What the names of multiplications end in that belong to the pooling in front of them."""
 
+CAP = ".cap"
+"""What the names of a Min end in that is the upper half of a Clip."""
+
 _JOINING = _MOVING | frozenset({"Relu", "LeakyRelu", "Clip", "Tile", "Expand", "Dropout"})
 
 
@@ -107,7 +110,8 @@ def _groups(graph: Graph) -> list[list[Node]]:
 
 
 def _joins(node: Node) -> bool:
-    return node.op in _JOINING or node.name.endswith(DPU_FACTOR)
+    added = {"Mul": DPU_FACTOR, "Min": CAP}.get(node.op)
+    return node.op in _JOINING or (added is not None and node.name.endswith(added))
 
 
 def _sole_parent(node: Node) -> Node | None:
@@ -159,7 +163,7 @@ def point_of_output(graph: Graph, node: Node, points: Mapping[str, object]) -> s
     tensor = node.outputs[0]
     while tensor.name not in points:
         user = sole_consumer(graph, tensor)
-        if user is None or user.op not in _JOINING or not is_standard(user) or len(user.outputs) != 1:
+        if user is None or not _joins(user) or not is_standard(user) or len(user.outputs) != 1:
             return None
         tensor = user.outputs[0]
     return tensor.name
