@@ -67,6 +67,11 @@ class StrategyConfig:
             for name, kinds in getattr(self, field_name).items():
                 self._check(f"{word} {name!r}, tensor", {**self.kinds, **kinds})
 
+    def datatypes(self) -> set[str]:
+        """All that tensors of any kind and layer are quantized to."""
+        sections = (self.kinds, *self.layer_types.values(), *self.layer_names.values())
+        return {tensor.datatype for kinds in sections for tensor in kinds.values()}
+
     def _check(self, where: str, kinds: Kinds) -> None:
         for kind in KINDS:
             with located(f"{where} kind {kind!r}"):
@@ -76,7 +81,9 @@ class StrategyConfig:
                     )
                     if why is not None:
                         raise ConfigError(f"target_device {self.target_device!r} {why}")
-        if self.target_device == "DPU" and kinds["activation"].bit_width != kinds["bias"].bit_width:
+        both = [kinds[kind] for kind in ("activation", "bias")]
+        widths = {tensor.bit_width for tensor in both if tensor.datatype == "int"}
+        if self.target_device == "DPU" and len(widths) > 1:
             raise ConfigError(
                 f"{where}s: target_device 'DPU' takes one bit_width for activation and bias, found "
                 f"{kinds['activation'].bit_width} and {kinds['bias'].bit_width}"

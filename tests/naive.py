@@ -364,6 +364,14 @@ def stepwise_bias(bias: list[float], batches: list[tuple[list[list[float]], list
     return bias
 
 
+def cast(value: float, digits: int, least: int) -> float:
+    """The nearest number of so many binary digits that is a multiple of 2^least; of two the even one."""
+    if value == 0 or not math.isfinite(value):
+        return value
+    unit = max(math.frexp(value)[1] - digits, least)
+    return math.copysign(math.ldexp(round(math.ldexp(value, -unit)), unit), value)
+
+
 def rounded(value: float, mode: str) -> float:
     """To the nearest integer; a half goes where `mode` says."""
     below = math.floor(value)

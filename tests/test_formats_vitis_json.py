@@ -122,6 +122,11 @@ BAD = [
     ('{"target_device": "DPU", "layer_quantize_config": [{"layer_type": 3}]}', "layer_type must be a string"),
     ('{"target_device": "DPU", "tensor_quantize_config": {"weight": {}}}', "did you mean 'weights'"),
     ('{"target_device": "DPU", "tensor_quantize_config": {"weights": {"bit_width": "8"}}}', "weights: bit_width"),
+    ('{"target_device": "DPU", "tensor_quantize_config": {"bias": {"datatype": "int8"}}}', "datatype must be one of"),
+    ('{"target_device": "DPU", "layer_quantize_config": [{"layer_type": "Conv2d", "quantizable_data_type": ["bias"], '
+     '"tensor_quantize_config": true}]}', "entry 1: tensor_quantize_config: must be an object"),
+    ('{"target_device": "DPU", "layer_quantize_config": [{"layer_type": "Conv2d", "layer_name": [], '
+     '"quantizable_data_type": ["bias"]}]}', "entry 1: layer_name must be a string or null"),
     ('{"target_device": "DPU", "quantizable_data_type": ["bias", "all"]}', "must be one of 'input'"),
     ('{"target_device": "CPU", "overall_quantize_config": {"percentage": 0}}', "percentage must lie in"),
     ('{"target_device": "DPU", "overall_quantize_config": {"bit_width": 4}, '
@@ -139,12 +144,16 @@ def test_errors_say_where_and_what(text, said):
         parse_strategy(text, "file")
 
 
-@pytest.mark.parametrize(
-    "wish", [{"convert_silu_to_hswish": True}, {"overall_quantize_config": {"datatype": "float16"}}]
-)
-def test_what_is_not_carried_out_is_said(wish):
+def test_what_is_not_carried_out_is_said():
     with pytest.raises(NotAvailableError, match="not available"):
-        strategy_from_object({"target_device": "DPU", **wish}, "file")
+        strategy_from_object({"target_device": "DPU", "convert_silu_to_hswish": True}, "file")
+
+
+def test_conflicts_are_those_of_integers():
+    odd = {"datatype": "bfloat16", "symmetry": False, "method": "entropy", "bit_width": 5, "round_mode": "half_down"}
+    found = strategy_from_object({"target_device": "DPU", "tensor_quantize_config": {"bias": odd}}, "file")
+    assert found.kinds["bias"].datatype == "bfloat16"
+    assert found.datatypes() == {"int", "bfloat16"}
 
 
 def test_strategies_are_told_from_other_dialects():

@@ -126,6 +126,8 @@ def _activation(activation: Ifmr | Hfmg | QuantParams | TensorStrategy) -> str:
 
 
 def _strategy(tensor: TensorStrategy) -> str:
+    if tensor.datatype != "int":
+        return tensor.datatype
     sign = "symmetric" if tensor.symmetry else "asymmetric"
     return f"int{tensor.bit_width} {sign} {tensor.method} {tensor.scale_type}"
 
