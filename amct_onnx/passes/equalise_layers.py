@@ -86,11 +86,12 @@ def _equalise(state: QuantState, first: Node, second: Node, path: list[Tensor], 
         None if bias is None else bias.astype(np.float32),
         weight_maxima(second, weight_of(second)).astype(np.float32),
     )
-    inverse = np.float32(1) / factors
-    fresh = [_product(weight_of(first), along_channels(first, inverse)), balanced(second, weight_of(second), factors)]
-    fresh += [] if bias is None else [_product(bias, inverse)]
+    if (factors == 1).all():
+        return
+    fresh = [_quotient(weight_of(first), along_channels(first, factors)), balanced(second, weight_of(second), factors)]
+    fresh += [] if bias is None else [_quotient(bias, factors)]
     clips = [node for tensor in path if (node := tensor.inputs[0]).op == "Clip"]
-    caps = [_product(cap, inverse) for clip in clips if (cap := _cap(clip)) is not None]
+    caps = [_quotient(cap, factors) for clip in clips if (cap := _cap(clip)) is not None]
     if not all(np.isfinite(values).all() for values in (*fresh, *caps)):
         return  # only float16 has that little room
     for tensor in path:
@@ -98,7 +99,7 @@ def _equalise(state: QuantState, first: Node, second: Node, path: list[Tensor], 
     for clip, values in zip(clips, caps, strict=True):
         axes = spatial_axes(first) or 0
         _cap_by_channel(state.graph, clip, values.reshape(-1, *([1] * axes)), names)
-    _scale(state.graph, first, 1, along_channels(first, inverse))
+    _divide(state.graph, first, 1, along_channels(first, factors))
     old = second.inputs[1]
     result = derived(old, old.dtype, old.shape, lambda weight: balanced(second, weight, factors))
     set_input(second, 1, state.graph.new_constant(old.name, result))
@@ -108,7 +109,7 @@ def _equalise(state: QuantState, first: Node, second: Node, path: list[Tensor], 
         if len(own.outputs) > 1:  # another layer has the same bias
             set_input(holder, index, state.graph.new_constant(unique_name(f"{first.name}.bias", names), fresh[2]))
         else:
-            _scale(state.graph, holder, index, inverse)
+            _divide(state.graph, holder, index, factors)
 
 
 def _cap_by_channel(graph: Graph, clip: Node, caps: Array, names: set[str]) -> None:
@@ -124,14 +125,14 @@ def _cap_by_channel(graph: Graph, clip: Node, caps: Array, names: set[str]) -> N
     graph.insert("Min", name, [below, operand], result, after=clip)
 
 
-def _scale(graph: Graph, node: Node, index: int, by: Array) -> None:
+def _divide(graph: Graph, node: Node, index: int, by: Array) -> None:
     old = node.inputs[index]
-    set_input(node, index, graph.new_constant(old.name, derived(old, old.dtype, old.shape, lambda v: _product(v, by))))
+    set_input(node, index, graph.new_constant(old.name, derived(old, old.dtype, old.shape, lambda v: _quotient(v, by))))
 
 
-def _product(values: Array, by: Floats) -> Array:
+def _quotient(values: Array, by: Floats) -> Array:
     with np.errstate(over="ignore"):
-        return np.asarray((values.astype(np.float32) * by).astype(values.dtype))
+        return np.asarray((values.astype(np.float32) / by).astype(values.dtype))
 
 
 EQUALISE_LAYERS = Pass(
