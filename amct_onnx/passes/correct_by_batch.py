@@ -13,9 +13,8 @@ import numpy as np
 
 from amct_onnx.kernels.bias_correction import StepwiseCorrection, WholeCorrection
 from amct_onnx.kernels.grid import fake_quantized
-from amct_onnx.passes.correct_biases import channel_axis
 from amct_onnx.passes.graph import Array, Graph, Node, Tensor, constant_input, set_input, unique_name
-from amct_onnx.passes.layers import bias_input, last_node
+from amct_onnx.passes.layers import bias_input, channel_axis, last_node
 from amct_onnx.passes.state import QuantState
 
 
