@@ -88,6 +88,7 @@ W = {
     "m": RNG.normal(size=(4, 3)).astype(np.float32),
     "n": RNG.normal(size=3).astype(np.float32),
     "shape": np.array([0, -1], np.int64),
+    "eps": np.array([1e-5], np.float32),
 }
 
 
@@ -121,6 +122,12 @@ POINTS = {
         "x g y",
     ),
     "a sigmoid": ("[c] h = Conv(x, v) [s] k = Sigmoid(h) [d] l = Conv(k, v) [t] y = Sigmoid(l)", "x h k l"),
+    "a norm in single operators": (
+        "[c] h = Conv(x, v) [m] a = ReduceMean<axes = [1]>(h) [s] d = Sub(h, a) [q] e = Mul(d, d) "
+        "[n] f = ReduceMean<axes = [1]>(e) [p] i = Add(f, eps) [t] j = Sqrt(i) [z] y = Div(d, j)",
+        "x h a d y",
+    ),
+    "a root that is no denominator": ("[c] h = Conv(x, v) [a] i = Abs(h) [t] y = Sqrt(i)", "x h i y"),
     "a relu with two readers": ("[c] h = Conv(x, v) [r] k = Relu(h) [s] y = Sub(h, k)", "x h k y"),
 }  # fmt: skip
 
@@ -131,6 +138,15 @@ def test_tensors_are_quantized_where_vitis_ai_quantizes_them(name):
     result = quantize_onnx(graph(nodes), CPU, calibration=feeds())
     assert sorted(result.plan.tensor_strategies) == sorted(wanted.split())
     assert sorted(json.loads(result.quant_info)["output"]) == sorted(wanted.split())
+
+
+def test_what_a_norm_divides_by_does_not_become_zero():
+    source = graph(POINTS["a norm in single operators"][0])
+    data = [{"x": feed["x"] * np.float32(1e-3)} for feed in feeds()]
+    data[0]["x"][0] *= 1e4  # beside it the variances of all others would be rounded to 0
+    result = quantize_onnx(source, {**DPU, "include_bias_corr": True}, calibration=data, qdq=True)
+    for form in (result.fake_quant_model, result.qdq_model):
+        assert np.isfinite(run(form, data[1])["y"]).all()
 
 
 def test_batch_normalization_is_folded_and_its_tensor_quantized():
