@@ -5,6 +5,7 @@ from test_strategy import CPU, feeds, graph
 
 from amct_onnx import quantize_onnx
 from amct_onnx.errors import ConfigError
+from amct_onnx.formats.torch_names import NamedNode, is_of_torch_type, nodes_named
 
 RULE = {"quantizable_data_type": ["weights"], "overall_quantize_config": {"bit_width": 4}}
 NODES = ("/conv1/Conv", "/layer1/layer1.0/conv2/Conv")
@@ -61,6 +62,25 @@ def test_types_and_names_of_torch_find_their_nodes(names, rule, wanted):
 def test_names_that_mean_nothing_are_refused_with_what_could_be_meant(rule, said):
     with pytest.raises(ConfigError, match=said):
         four_bit_layers(named(), **rule)
+
+
+def test_a_module_without_a_weight_is_all_of_its_calls(caplog):
+    nodes = [
+        NamedNode(name="/layer1/layer1.0/relu/Relu", op="Relu"),
+        NamedNode(name="/layer1/layer1.0/relu_1/Relu", op="Relu"),
+        NamedNode(name="/layer1/layer1.1/relu/Relu", op="Relu"),
+        NamedNode(name="/layer1/layer1.0/relu_2/Clip", op="Clip"),
+    ]
+    found = nodes_named("R::R/Sequential[layer1]/Block[0]/ReLU[relu]/input.9", nodes)
+    assert found == [node.name for node in nodes[:2]]
+    assert "are taken for one module" in caplog.text
+    assert nodes_named("layer1.0.relu_1", nodes) == ["/layer1/layer1.0/relu_1/Relu"]
+
+
+def test_a_linear_layer_has_a_weight():
+    assert is_of_torch_type(NamedNode(name="m", op="MatMul", weight="fc.weight"), "Linear")
+    assert not is_of_torch_type(NamedNode(name="m", op="MatMul"), "Linear")
+    assert is_of_torch_type(NamedNode(name="m", op="MatMul"), "matmul")
 
 
 def test_several_modules_of_one_name_are_listed():
