@@ -61,10 +61,13 @@ class StrategyConfig:
             require_bool(name, getattr(self, name))
         if self.batch_num is not None:
             require_int("batch_num", self.batch_num, low=1)
+        _require_kinds("kinds", self.kinds)
         object.__setattr__(self, "kinds", MappingProxyType({**default_kinds(), **self.kinds}))
         self._check("tensor", self.kinds)
         for field_name, word in (("layer_types", "layer_type"), ("layer_names", "layer_name")):
+            _require_mapping(field_name, getattr(self, field_name), "names to kinds of tensors")
             for name, kinds in getattr(self, field_name).items():
+                _require_kinds(f"{field_name}[{name!r}]", kinds)
                 self._check(f"{word} {name!r}, tensor", {**self.kinds, **kinds})
 
     def datatypes(self) -> set[str]:
@@ -100,6 +103,20 @@ SWITCHES = (
     "change_pool_input_fix",
 )
 """Fields of StrategyConfig that are true or false."""
+
+
+def _require_mapping(field_name: str, value: object, what: str) -> None:
+    if not isinstance(value, Mapping):
+        raise ConfigError(f"{field_name} must map {what}, found {value!r:.60}")
+
+
+def _require_kinds(field_name: str, kinds: object) -> None:
+    _require_mapping(field_name, kinds, "kinds of tensors to a TensorStrategy each")
+    assert isinstance(kinds, Mapping)
+    for kind, tensor in kinds.items():
+        require_choice(f"a key of {field_name}", kind, KINDS)
+        if not isinstance(tensor, TensorStrategy):
+            raise ConfigError(f"{field_name}[{kind!r}] must be a TensorStrategy, found {tensor!r:.60}")
 
 
 def _why_not_dpu(kind: str, tensor: TensorStrategy) -> str | None:

@@ -7,6 +7,8 @@ import pytest
 
 from amct_onnx.errors import ConfigError, NotAvailableError
 from amct_onnx.formats.vitis_json import is_strategy, parse_strategy, strategy_from_object
+from amct_onnx.kernels.strategy import TensorStrategy
+from amct_onnx.strategy_config import StrategyConfig
 
 GOLDEN = json.loads((Path(__file__).parent / "golden/vitis.json").read_text(encoding="utf-8"))["cases"]
 CONFIGS = [case for case in GOLDEN if case["id"].startswith("cfg_")]
@@ -147,6 +149,21 @@ def test_errors_say_where_and_what(text, said):
 def test_what_is_not_carried_out_is_said():
     with pytest.raises(NotAvailableError, match="not available"):
         strategy_from_object({"target_device": "DPU", "convert_silu_to_hswish": True}, "file")
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"kinds": {"weight": TensorStrategy()}}, "a key of kinds must be one of 'input', 'weights'"),
+        ({"kinds": {"weights": {"bit_width": 4}}}, "must be a TensorStrategy, found {'bit_width': 4}"),
+        ({"kinds": [1]}, "kinds must map kinds of tensors"),
+        ({"layer_types": ["Conv2d"]}, "layer_types must map names"),
+        ({"layer_names": {"c": {"bias": None}}}, r"layer_names\['c'\]\['bias'\] must be a TensorStrategy"),
+    ],
+)
+def test_a_strategy_made_in_python_is_checked_too(fields, said):
+    with pytest.raises(ConfigError, match=said):
+        StrategyConfig(target_device="CPU", **fields)
 
 
 def test_conflicts_are_those_of_integers():
