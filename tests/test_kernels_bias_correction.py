@@ -70,11 +70,12 @@ def test_it_is_slower_when_near_and_stops_when_near_enough():
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, 0.0, 3e38])
 def test_the_bias_stays_finite(bad):
-    correction = StepwiseCorrection(bias=np.zeros(2, np.float32), axis=1)
-    with np.errstate(invalid="ignore", over="ignore"):
-        correction.update(single([[bad, 1]]), single([[0, 0]]))
-        correction.update(single([[-bad, 1]]), single([[bad, 1]]))
-    assert np.isfinite(correction.bias).all()
+    for kind in (StepwiseCorrection, WholeCorrection):
+        correction = kind(bias=np.zeros(2, np.float32), axis=1)
+        with np.errstate(invalid="ignore", over="ignore"):
+            correction.update(single([[bad, 1]]), single([[0, 0]]))
+            correction.update(single([[-bad, 1]]), single([[bad, 1]]))
+        assert np.isfinite(correction.bias).all()
 
 
 def test_the_whole_error_goes_at_once():

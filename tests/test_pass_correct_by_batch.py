@@ -43,7 +43,8 @@ def calibrated_plainly(weights, batches):
     return {name: value / 127 for name, value in largest.items()}, {n: c.bias for n, c in corrections.items()}
 
 
-def test_a_calibration_is_that_of_the_plain_one():
+def test_a_calibration_is_that_of_the_plain_one(caplog):
+    caplog.set_level("INFO")
     source, batches = net_a()
     weights = initializers(source)
     scales, biases = calibrated_plainly(weights, batches)
@@ -56,6 +57,7 @@ def test_a_calibration_is_that_of_the_plain_one():
         scale = float(np.abs(weights[name]).max()) / 127
         np.testing.assert_allclose(stored[f"{layer}.bias.quantized"], on_grid(biases[name], scale), rtol=1e-6)
         assert not np.array_equal(biases[name], on_grid(weights[name], scale))
+    assert "biases of 2 of 2 layers had not settled" in caplog.text
 
 
 FORMS = {
@@ -104,3 +106,12 @@ def test_layers_that_share_a_bias_go_their_own_ways_and_the_float_model_stays():
     assert source.SerializeToString() == before
     reference = np.concatenate([run(source, feed)["y"] for feed in data])
     assert sqnr(reference, np.concatenate([run(result.fake_quant_model, feed)["y"] for feed in data])) > 15
+
+
+def test_a_bias_that_is_no_vector_of_channels_is_left():
+    weights = {"w": RNG.normal(size=(3, 4)).astype(np.float32), "b": np.array([0.5], np.float32)}
+    source = model("g (float[5, 3] x) => (float[5, 4] y) { [l] y = Gemm(x, w, b) }", weights)
+    data = [{"x": RNG.normal(size=(5, 3)).astype(np.float32)} for _ in range(2)]
+    for whole in (False, True):
+        result = quantize_onnx(source, CORRECTED, calibration=data, correct_biases=whole)
+        assert min(error.sqnr for error in result.output_errors.values()) > 25

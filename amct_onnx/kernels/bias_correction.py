@@ -88,6 +88,8 @@ class WholeCorrection:
     def update(self, found: NDArray[Any], wanted: NDArray[Any]) -> None:
         """Take in one batch of what the layer computes, and of what it would compute unquantized; same shape."""
         error = _rows(np.asarray(found, np.float32) - np.asarray(wanted, np.float32), self.axis)
+        if not np.isfinite(error).all():
+            return
         taken_out = self._start - self.bias
         self._total += error.sum(axis=1, dtype=np.float64) + taken_out * error.shape[1]
         self._count += error.shape[1]

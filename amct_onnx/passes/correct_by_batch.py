@@ -6,6 +6,7 @@ float weight and bias.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -14,8 +15,10 @@ import numpy as np
 from amct_onnx.kernels.bias_correction import StepwiseCorrection, WholeCorrection
 from amct_onnx.kernels.grid import fake_quantized
 from amct_onnx.passes.graph import Array, Graph, Node, Tensor, constant_input, set_input, unique_name
-from amct_onnx.passes.layers import bias_input, channel_axis, last_node
+from amct_onnx.passes.layers import bias_input, channel_axis, last_node, output_channels
 from amct_onnx.passes.state import QuantState
+
+_log = logging.getLogger("amct_onnx")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,8 +38,9 @@ class CorrectedLayer:
     correction: StepwiseCorrection | WholeCorrection
 
     def update(self, values: Mapping[str, Array]) -> None:
-        """Take in what a batch gave."""
-        self.correction.update(values[self.found], values[self.wanted])
+        """Take in what a batch gave; an empty result says nothing."""
+        if values[self.found].size:
+            self.correction.update(values[self.found], values[self.wanted])
 
 
 def add_twins(graph: Graph, state: QuantState) -> list[CorrectedLayer]:
@@ -48,7 +52,8 @@ def add_twins(graph: Graph, state: QuantState) -> list[CorrectedLayer]:
     for node in [node for node in graph.nodes if node.name in layers & state.bias_grids.keys()]:
         holder, index = bias_input(graph, node) or (node, 2)
         bias = constant_input(holder, index)
-        if bias is None or bias.ndim != 1:
+        if bias is None or bias.shape != (output_channels(node),):
+            state.remarks[node.name] = "its bias is not corrected: it is not one number for each channel"
             continue
         found = last_node(graph, node).outputs[0]
         wanted = _twin(graph, node, holder, names, nodes)
@@ -83,6 +88,14 @@ def bias_shifts(corrected: list[CorrectedLayer], state: QuantState) -> dict[str,
     """What became of the biases: layer -> what is added to its float bias, [C]; layers left alone are not in it."""
     nodes = {node.name: node for node in state.graph.nodes}
     found = {}
+    moving = sum(isinstance(each.correction, StepwiseCorrection) and not each.correction.stopped for each in corrected)
+    if moving:
+        _log.info(
+            "the biases of %d of %d layers had not settled at the end of the data; more batches take out more of the "
+            "error, correct_biases=True all of it",
+            moving,
+            len(corrected),
+        )
     for each in corrected:
         bias = constant_input(*(bias_input(state.graph, nodes[each.layer]) or (nodes[each.layer], 2)))
         assert bias is not None
