@@ -78,14 +78,9 @@ def _cap(node: Node) -> Array | None:
 def _equalise(state: QuantState, first: Node, second: Node, path: list[Tensor], names: set[str]) -> None:
     for node in (first, second):
         require_finite(state, node)
-    rows = channels_first(first, weight_of(first)).astype(np.float32)
     place = bias_input(state.graph, first)
     bias = None if place is None else constant_input(*place)
-    factors = equalisation_factors(
-        rows.reshape(len(rows), -1),
-        None if bias is None else bias.astype(np.float32),
-        weight_maxima(second, weight_of(second)).astype(np.float32),
-    )
+    factors = _factors(first, second, bias)
     if (factors == 1).all():
         return
     fresh = [_quotient(weight_of(first), along_channels(first, factors)), balanced(second, weight_of(second), factors)]
@@ -103,13 +98,19 @@ def _equalise(state: QuantState, first: Node, second: Node, path: list[Tensor], 
     old = second.inputs[1]
     result = derived(old, old.dtype, old.shape, lambda weight: balanced(second, weight, factors))
     set_input(second, 1, state.graph.new_constant(old.name, result))
-    if place is not None:
-        holder, index = place
-        own = holder.inputs[index]
-        if len(own.outputs) > 1:  # another layer has the same bias
-            set_input(holder, index, state.graph.new_constant(unique_name(f"{first.name}.bias", names), fresh[2]))
-        else:
-            _divide(state.graph, holder, index, factors)
+    if place is not None and len(place[0].inputs[place[1]].outputs) > 1:  # another layer has the same bias
+        set_input(*place, state.graph.new_constant(unique_name(f"{first.name}.bias", names), fresh[2]))
+    elif place is not None:
+        _divide(state.graph, *place, factors)
+
+
+def _factors(first: Node, second: Node, bias: Array | None) -> Floats:
+    rows = channels_first(first, weight_of(first)).astype(np.float32)
+    return equalisation_factors(
+        rows.reshape(len(rows), -1),
+        None if bias is None else bias.astype(np.float32),
+        weight_maxima(second, weight_of(second)).astype(np.float32),
+    )
 
 
 def _cap_by_channel(graph: Graph, clip: Node, caps: Array, names: set[str]) -> None:
