@@ -14,7 +14,6 @@ from amct_onnx.passes.calibration import CalibrationRun
 from amct_onnx.passes.fit_ascend import with_own_tables
 from amct_onnx.passes.manager import run_passes
 from amct_onnx.passes.pipelines import FUSE, REWRITE, TAKE_OVER_GRIDS, calibrate_by_strategy
-from amct_onnx.passes.replace_relu6 import REPLACED
 from amct_onnx.passes.state import QuantPlan, QuantState
 from amct_onnx.passes.weights import LightModel
 from amct_onnx.prepare import prepare, require_same
@@ -63,7 +62,6 @@ def quantize_by_strategy(
     del session
     require_same(state, expected, feeds.first)
     run_passes(REWRITE, state)
-    _warn_of_relu6(state, config)
     state = replace(state, plan=plan_tensor_strategies(state, config, rules))
     batches = show.track(feeds, "calibrate", feeds.total)
     run_passes(calibrate_by_strategy(CalibrationRun(feeds=batches, first=feeds.first)), state)
@@ -71,14 +69,6 @@ def quantize_by_strategy(
     with show.phase("write and verify"):
         fitted, results = strategy_results(state, config, qdq=qdq, deploy=deploy)
         return finish(fitted, results, target, expected, feeds.first, measure_layers)
-
-
-def _warn_of_relu6(state: QuantState, config: StrategyConfig) -> None:
-    count = sum(remark == REPLACED for remark in state.remarks.values())
-    if count and not config.convert_relu6_to_relu:
-        _log.warning(
-            "include_cle turned %d Clip between 0 and 6 into Relu, which can cost much; false keeps them", count
-        )
 
 
 def _with_remarks(state: QuantState) -> QuantPlan:

@@ -37,7 +37,7 @@ def prepare(source: LightModel) -> tuple[QuantState, Session]:
     """
     nodes = source.proto.graph.node
     for node in nodes:
-        is_ours = node.op_type == "Round" and node.name.endswith(".quant.fakequant.round")
+        is_ours = node.op_type == "Round" and node.name.endswith(".fakequant.round")
         if (node.op_type in _ASCEND and node.domain in ("", "ai.onnx")) or is_ours:
             raise ModelError(f"the model is quantized already: node {node.name!r} ({node.op_type})")
         if node.op_type in _QDQ and node.domain in ("", "ai.onnx", "com.microsoft"):

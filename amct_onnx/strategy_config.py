@@ -37,6 +37,7 @@ class StrategyConfig:
     change_concat_input_fix, change_pool_input_fix: its inputs get the scale of a concatenation's, or pooling's, output.
     batch_num: calibration batches to use; None for all.
     dpu_arithmetic: average pooling and LeakyRelu compute what they do on the DPU; the tool does that for every device.
+    correct_biases: include_bias_corr takes out the whole mean error at the end, not a twentieth of it with each batch.
     """
 
     target_device: str
@@ -52,18 +53,27 @@ class StrategyConfig:
     change_pool_input_fix: bool = False
     batch_num: int | None = None
     dpu_arithmetic: bool = False
+    correct_biases: bool = False
 
     def __post_init__(self) -> None:
         require_choice("target_device", self.target_device, DEVICES)
-        for name in (*SWITCHES, "dpu_arithmetic"):
+        for name in (*SWITCHES, "dpu_arithmetic", "correct_biases"):
             require_bool(name, getattr(self, name))
         if self.batch_num is not None:
             require_int("batch_num", self.batch_num, low=1)
+        _require_kinds("kinds", self.kinds)
         object.__setattr__(self, "kinds", MappingProxyType({**default_kinds(), **self.kinds}))
         self._check("tensor", self.kinds)
         for field_name, word in (("layer_types", "layer_type"), ("layer_names", "layer_name")):
+            _require_mapping(field_name, getattr(self, field_name), "names to kinds of tensors")
             for name, kinds in getattr(self, field_name).items():
+                _require_kinds(f"{field_name}[{name!r}]", kinds)
                 self._check(f"{word} {name!r}, tensor", {**self.kinds, **kinds})
+
+    def datatypes(self) -> set[str]:
+        """All that tensors of any kind and layer are quantized to."""
+        sections = (self.kinds, *self.layer_types.values(), *self.layer_names.values())
+        return {tensor.datatype for kinds in sections for tensor in kinds.values()}
 
     def _check(self, where: str, kinds: Kinds) -> None:
         for kind in KINDS:
@@ -74,7 +84,9 @@ class StrategyConfig:
                     )
                     if why is not None:
                         raise ConfigError(f"target_device {self.target_device!r} {why}")
-        if self.target_device == "DPU" and kinds["activation"].bit_width != kinds["bias"].bit_width:
+        both = [kinds[kind] for kind in ("activation", "bias")]
+        widths = {tensor.bit_width for tensor in both if tensor.datatype == "int"}
+        if self.target_device == "DPU" and len(widths) > 1:
             raise ConfigError(
                 f"{where}s: target_device 'DPU' takes one bit_width for activation and bias, found "
                 f"{kinds['activation'].bit_width} and {kinds['bias'].bit_width}"
@@ -93,6 +105,20 @@ SWITCHES = (
 """Fields of StrategyConfig that are true or false."""
 
 
+def _require_mapping(field_name: str, value: object, what: str) -> None:
+    if not isinstance(value, Mapping):
+        raise ConfigError(f"{field_name} must map {what}, found {value!r:.60}")
+
+
+def _require_kinds(field_name: str, kinds: object) -> None:
+    _require_mapping(field_name, kinds, "kinds of tensors to a TensorStrategy each")
+    assert isinstance(kinds, Mapping)
+    for kind, tensor in kinds.items():
+        require_choice(f"a key of {field_name}", kind, KINDS)
+        if not isinstance(tensor, TensorStrategy):
+            raise ConfigError(f"{field_name}[{kind!r}] must be a TensorStrategy, found {tensor!r:.60}")
+
+
 def _why_not_dpu(kind: str, tensor: TensorStrategy) -> str | None:
     round_mode = "half_up" if kind == "activation" else "std_round"
     wanted: dict[str, tuple[object, ...]] = {
@@ -108,8 +134,15 @@ def _why_not_dpu(kind: str, tensor: TensorStrategy) -> str | None:
         wanted["calib_statistic_method"] = ("modal",)
     for name, allowed in wanted.items():
         if getattr(tensor, name) not in allowed:
-            return f"takes {name} {_listed(allowed)} here, found {_word(getattr(tensor, name))}"
+            said = f"takes {name} {_listed(allowed)} here, found {_word(getattr(tensor, name))}"
+            return f"{said}; {_NO_ONE_ROUNDING}" if name == "round_mode" else said
     return None
+
+
+_NO_ONE_ROUNDING = (
+    "no overall round_mode fits all kinds: the DPU rounds activations half_up and the rest std_round; leave it out, or "
+    'write "std_round" overall and "half_up" for activation in tensor_quantize_config'
+)
 
 
 def _why_not(kind: str, tensor: TensorStrategy) -> str | None:

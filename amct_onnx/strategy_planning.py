@@ -6,7 +6,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from amct_onnx.errors import ConfigError, ModelError
+from amct_onnx.errors import ConfigError, ModelError, NotAvailableError
 from amct_onnx.formats.torch_names import NamedNode, check_type, is_of_torch_type, nodes_named
 from amct_onnx.kernels.strategy import TensorStrategy
 from amct_onnx.passes.graph import Graph, Node, has_input, is_constant, type_name
@@ -25,8 +25,12 @@ def plan_strategy(state: QuantState, config: StrategyConfig, rules: StrategyRule
 
     Raises:
         ModelError: nothing is left to quantize.
+        NotAvailableError: a float type that the model's opset does not have.
     """
     graph, types = state.graph, infer_types(state.graph)
+    if graph.opset < _BFLOAT16 and "bfloat16" in config.datatypes():
+        found = f"the model has {graph.opset}; export it anew"
+        raise NotAvailableError(f"datatype 'bfloat16' needs opset {_BFLOAT16}, {found}")
     skipped = dict(state.gone)
     weighted = {}
     for node in graph.nodes:
@@ -49,11 +53,12 @@ def plan_strategy(state: QuantState, config: StrategyConfig, rules: StrategyRule
         skipped=skipped,
         batch_num=config.batch_num,
         wide_fusion=True,
-        replace_relu6=config.convert_relu6_to_relu or config.include_cle,
+        replace_relu6=config.convert_relu6_to_relu,
         align_concat=config.change_concat_input_fix,
         align_pool=config.change_pool_input_fix,
         dpu_shifts=config.target_device == "DPU",
         dpu_arithmetic=config.dpu_arithmetic,
+        whole_bias_errors=config.correct_biases,
     )
 
 
@@ -73,6 +78,9 @@ def _nothing_left(skipped: Mapping[str, str]) -> str:
     said = [f"{name!r}: {reason}" for name, reason in skipped.items() if reason != _NO_WEIGHT][:5]
     return f"no layer is left to quantize: {'; '.join(said) or 'the model has none with a weight'}"
 
+
+_BFLOAT16 = 13
+"""The opset in which Cast learned bfloat16."""
 
 _NO_WEIGHT = "it has no weight; its result is quantized where the strategy says so"
 
@@ -96,7 +104,7 @@ def _layer(graph: Graph, node: Node, rules: StrategyRules, config: StrategyConfi
         weight=rules.of_node(node, "weights"),
         bias=rules.of_node(node, "bias") if has_bias else None,
         equalise=config.include_cle,
-        correct_bias=config.include_bias_corr and has_bias,
+        correct_bias=(config.include_bias_corr or config.correct_biases) and has_bias,
     )
 
 

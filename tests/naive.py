@@ -342,6 +342,36 @@ def equalisation_factors(rows: list[list[float]], bias: list[float] | None, behi
     return [1.0 if r * b == 0 or r + b < 0.5 else r / math.sqrt(r * b) for r, b in zip(ranges, behind, strict=True)]
 
 
+def stepwise_bias(bias: list[float], batches: list[tuple[list[list[float]], list[list[float]]]]) -> list[float]:
+    """Vitis AI's bias correction; of each batch what is found and what is wanted, a list for each channel."""
+    bias, smooth, spread = list(bias), 0.0, 0.0
+    for found, wanted in batches:
+        errors = [[a - b for a, b in zip(x, y, strict=True)] for x, y in zip(found, wanted, strict=True)]
+        count = sum(len(channel) for channel in errors)
+        noise = sum(e * e for channel in errors for e in channel) / count
+        signal = sum(v * v for channel in wanted for v in channel) / count
+        if noise == 0 or signal == 0:
+            break
+        efficiency = 1.25 * math.log10(signal / noise)
+        distance = abs(efficiency - smooth)
+        if distance == 0:
+            break
+        smooth, spread = (4 * smooth + efficiency) / 5, (4 * spread + distance) / 5
+        if smooth > 4.3 or spread / smooth < 0.05 or abs(distance - spread / distance) < 0.05:
+            break
+        rate = 0.025 if smooth > 4 else 0.05
+        bias = [b - rate * sum(channel) / len(channel) for b, channel in zip(bias, errors, strict=True)]
+    return bias
+
+
+def cast(value: float, digits: int, least: int) -> float:
+    """The nearest number of so many binary digits that is a multiple of 2^least; of two the even one."""
+    if value == 0 or not math.isfinite(value):
+        return value
+    unit = max(math.frexp(value)[1] - digits, least)
+    return math.copysign(math.ldexp(round(math.ldexp(value, -unit)), unit), value)
+
+
 def rounded(value: float, mode: str) -> float:
     """To the nearest integer; a half goes where `mode` says."""
     below = math.floor(value)

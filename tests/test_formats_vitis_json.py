@@ -7,6 +7,8 @@ import pytest
 
 from amct_onnx.errors import ConfigError, NotAvailableError
 from amct_onnx.formats.vitis_json import is_strategy, parse_strategy, strategy_from_object
+from amct_onnx.kernels.strategy import TensorStrategy
+from amct_onnx.strategy_config import StrategyConfig
 
 GOLDEN = json.loads((Path(__file__).parent / "golden/vitis.json").read_text(encoding="utf-8"))["cases"]
 CONFIGS = [case for case in GOLDEN if case["id"].startswith("cfg_")]
@@ -89,6 +91,15 @@ def test_what_the_user_guide_prints_is_read():
     assert found.kinds["bias"].scale_type == "poweroftwo"
 
 
+def test_the_dpus_rounding_may_be_written_out():
+    said = {
+        "overall_quantize_config": {"round_mode": "std_round"},
+        "tensor_quantize_config": {"activation": {"round_mode": "half_up"}},
+    }
+    found = strategy_from_object({"target_device": "DPU", **said}, "file")
+    assert found == strategy_from_object({"target_device": "DPU"}, "file")
+
+
 def test_the_last_entry_for_a_layer_counts_and_a_type_goes_before_a_name():
     layers = [
         {"layer_type": "torch.nn.Conv2d", "layer_name": "x", "quantizable_data_type": ["weights"]},
@@ -113,10 +124,19 @@ BAD = [
     ('{"target_device": "DPU", "layer_quantize_config": [{"layer_type": 3}]}', "layer_type must be a string"),
     ('{"target_device": "DPU", "tensor_quantize_config": {"weight": {}}}', "did you mean 'weights'"),
     ('{"target_device": "DPU", "tensor_quantize_config": {"weights": {"bit_width": "8"}}}', "weights: bit_width"),
+    ('{"target_device": "DPU", "tensor_quantize_config": {"bias": {"datatype": "int8"}}}', "datatype must be one of"),
+    ('{"target_device": "DPU", "layer_quantize_config": [{"layer_type": "Conv2d", "quantizable_data_type": ["bias"], '
+     '"tensor_quantize_config": true}]}', "entry 1: tensor_quantize_config: must be an object"),
+    ('{"target_device": "DPU", "layer_quantize_config": [{"layer_type": "Conv2d", "layer_name": [], '
+     '"quantizable_data_type": ["bias"]}]}', "entry 1: layer_name must be a string or null"),
     ('{"target_device": "DPU", "quantizable_data_type": ["bias", "all"]}', "must be one of 'input'"),
     ('{"target_device": "CPU", "overall_quantize_config": {"percentage": 0}}', "percentage must lie in"),
     ('{"target_device": "DPU", "overall_quantize_config": {"bit_width": 4}, '
      '"tensor_quantize_config": {"bias": {"bit_width": 8}}}', "one bit_width for activation and bias"),
+    ('{"target_device": "DPU", "overall_quantize_config": {"round_mode": "std_round"}}',
+     "kind 'activation': .*'half_up' here, found 'std_round'; no overall round_mode fits all kinds.*leave it out"),
+    ('{"target_device": "DPU", "overall_quantize_config": {"round_mode": "half_up"}}',
+     "kind 'input': .*'std_round' here, found 'half_up'; no overall round_mode"),
 ]  # fmt: skip
 
 
@@ -126,12 +146,31 @@ def test_errors_say_where_and_what(text, said):
         parse_strategy(text, "file")
 
 
-@pytest.mark.parametrize(
-    "wish", [{"convert_silu_to_hswish": True}, {"overall_quantize_config": {"datatype": "float16"}}]
-)
-def test_what_is_not_carried_out_is_said(wish):
+def test_what_is_not_carried_out_is_said():
     with pytest.raises(NotAvailableError, match="not available"):
-        strategy_from_object({"target_device": "DPU", **wish}, "file")
+        strategy_from_object({"target_device": "DPU", "convert_silu_to_hswish": True}, "file")
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"kinds": {"weight": TensorStrategy()}}, "a key of kinds must be one of 'input', 'weights'"),
+        ({"kinds": {"weights": {"bit_width": 4}}}, "must be a TensorStrategy, found {'bit_width': 4}"),
+        ({"kinds": [1]}, "kinds must map kinds of tensors"),
+        ({"layer_types": ["Conv2d"]}, "layer_types must map names"),
+        ({"layer_names": {"c": {"bias": None}}}, r"layer_names\['c'\]\['bias'\] must be a TensorStrategy"),
+    ],
+)
+def test_a_strategy_made_in_python_is_checked_too(fields, said):
+    with pytest.raises(ConfigError, match=said):
+        StrategyConfig(target_device="CPU", **fields)
+
+
+def test_conflicts_are_those_of_integers():
+    odd = {"datatype": "bfloat16", "symmetry": False, "method": "entropy", "bit_width": 5, "round_mode": "half_down"}
+    found = strategy_from_object({"target_device": "DPU", "tensor_quantize_config": {"bias": odd}}, "file")
+    assert found.kinds["bias"].datatype == "bfloat16"
+    assert found.datatypes() == {"int", "bfloat16"}
 
 
 def test_strategies_are_told_from_other_dialects():

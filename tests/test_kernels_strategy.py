@@ -12,6 +12,7 @@ from hypothesis.extra.numpy import arrays
 
 from amct_onnx.errors import ConfigError, DataError
 from amct_onnx.kernels.batch_statistic import batch_statistic
+from amct_onnx.kernels.cast import cast_through
 from amct_onnx.kernels.clip_range import clip_by_entropy, clip_by_percentile
 from amct_onnx.kernels.dpu import LayerPositions, pooling_factor, shifted_within_reach
 from amct_onnx.kernels.grid import Grid, fake_quantized, grid_levels
@@ -114,6 +115,25 @@ def test_ranges_from_histograms(case):
     found = fit(values, strategy)
     assert float(found.scale) * strategy.high == pytest.approx(wanted["amax"], rel=1e-7)
     assert float(found.scale) == pytest.approx(wanted["scale"], rel=1e-6)
+
+
+@cases("dtype_cast")
+def test_casts(case):
+    values, datatype = single(case["input"]), case["params"]["datatype"]
+    assert cast_through(values, datatype).tolist() == case["expected"]
+    strategy = TensorStrategy(datatype=datatype)
+    assert fake_quantized(values, grid_of(fit(values, strategy), strategy)).tolist() == case["expected"]
+
+
+@given(arrays(np.float32, st.integers(0, 20), elements=st.floats(width=32)))
+def test_a_cast_gives_the_nearest_value(values):
+    with np.errstate(invalid="ignore"):  # of NaN
+        for datatype, digits, least in (("float16", 11, -24), ("bfloat16", 8, -133)):
+            expected = [naive.cast(float(value), digits, least) for value in values]
+            largest = 65504 if datatype == "float16" else float.fromhex("0x1.fep127")
+            expected = [v if not abs(v) > largest else float(np.copysign(np.inf, v)) for v in expected]
+            np.testing.assert_array_equal(cast_through(values, datatype), np.array(expected, np.float32))
+        np.testing.assert_array_equal(cast_through(values, "float32"), values)
 
 
 @cases("batch_statistic")

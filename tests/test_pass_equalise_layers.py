@@ -33,8 +33,9 @@ WEIGHTS = {
 }
 
 
-def equalised(nodes, inputs="float[2, 4, 8, 8] x", outputs="float y", config=None):
-    used = {name: v for name, v in WEIGHTS.items() if f", {name})" in nodes or f", {name}," in nodes}
+def equalised(nodes, inputs="float[2, 4, 8, 8] x", outputs="float y", config=None, **scalars):
+    weights = {**WEIGHTS, **{name: np.float32(value) for name, value in scalars.items()}}
+    used = {name: v for name, v in weights.items() if f", {name})" in nodes or f", {name}," in nodes}
     source = model(f"g ({inputs}) => ({outputs}) {{ {nodes} }}", used)
     for value in source.graph.output:
         value.type.tensor_type.ClearField("shape")
@@ -83,6 +84,25 @@ def test_the_factors_are_those_of_the_kernel_and_tensors_between_get_other_names
     assert "h.equalised" in nodes_as_text(after)[0]
     assert "k.equalised" in nodes_as_text(after)[1]
     assert "h.equalised" not in nodes_as_text(before)[0]
+
+
+CLIPPED = (
+    "[one] h = Conv(x, a, p) [c] k = Clip(h, low, high) [m] n = MaxPool<kernel_shape = [2, 2]>(k) [two] y = Conv(n, b)"
+)
+
+
+@pytest.mark.parametrize("high", [6, 0.5])
+def test_the_upper_bound_of_a_clip_is_divided_too(high):
+    before, after = equalised(CLIPPED, low=0, high=high)
+    assert [node.op_type for node in after.graph.node] == ["Conv", "Relu", "Min", "MaxPool", "Conv"]
+    assert initializers(after)["c.cap.bounds"].shape == (6, 1, 1)
+    assert len(set(initializers(after)["c.cap.bounds"].ravel())) > 1
+    assert_same_numbers(before, after, rtol=1e-5)
+
+
+@pytest.mark.parametrize("bounds", [(-1, 6), (0, np.inf), (0, 0), (1, 6)])
+def test_other_clips_end_a_chain(bounds):
+    assert changed(*equalised(CLIPPED, low=bounds[0], high=bounds[1])) == []
 
 
 LEFT = {

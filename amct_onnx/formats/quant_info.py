@@ -15,19 +15,24 @@ from amct_onnx.passes.state import QuantState
 def format_quant_info(state: QuantState, target_device: str) -> str:
     """For each tensor `[bits, position]` on the DPU, else `[bits, scale, zero_point, float_max]`, lists per channel.
 
-    Tensors are called as in the ONNX model: weights and biases under `param`, what is computed under `output`.
+    Tensors are called as in the ONNX model: weights and biases under `param`, what is computed under `output`; under
+    `dtype` those that are cast to a float type.
     """
     on_dpu = target_device == "DPU"
-    params: dict[str, Any] = {}
+    params: dict[str, Grid] = {}
     for node in state.graph.nodes:
         if node.name in state.weight_grids:
-            params[node.inputs[1].name] = [_entry(state.weight_grids[node.name], on_dpu)]
+            params[node.inputs[1].name] = state.weight_grids[node.name]
         place = bias_input(state.graph, node) if node.name in state.bias_grids else None
         if place is not None:
-            params[place[0].inputs[place[1]].name] = [_entry(state.bias_grids[node.name], on_dpu)]
-    outputs = {name: [_entry(grid, on_dpu)] for name, grid in state.grids.items()}
-    info = {"param": params, "output": outputs, "input": {}}
-    return json.dumps(info, indent=2)
+            params[place[0].inputs[place[1]].name] = state.bias_grids[node.name]
+    info: dict[str, Any] = {
+        word: {name: [_entry(grid, on_dpu)] for name, grid in grids.items() if grid.datatype == "int"}
+        for word, grids in (("param", params), ("output", state.grids))
+    }
+    info["input"] = {}
+    casts = {name: grid.datatype for name, grid in (params | state.grids).items() if grid.datatype != "int"}
+    return json.dumps(info | ({"dtype": casts} if casts else {}), indent=2)
 
 
 def _entry(grid: Grid, on_dpu: bool) -> list[Any]:

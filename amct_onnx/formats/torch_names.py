@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 
 from amct_onnx.errors import ConfigError, nearest
+
+_log = logging.getLogger("amct_onnx")
 
 _TYPES: dict[str, tuple[tuple[str, ...], int | None]] = {
     "Conv1d": (("Conv",), 1),
@@ -84,8 +87,10 @@ def check_type(name: str, ops: Iterable[str]) -> None:
 
 
 def is_of_torch_type(node: NamedNode, name: str) -> bool:
-    """Whether a node is what a type stands for; a depthwise convolution is a Conv2d too."""
+    """Whether a node is what a type stands for; a depthwise convolution is a Conv2d too, a Linear has a weight."""
     operators, axes = _TYPES.get(name, ((name,), None))
+    if name == "Linear" and not node.weight:
+        return False
     return node.op in operators and (axes is None or node.axes is None or axes == node.axes)
 
 
@@ -106,7 +111,7 @@ def nodes_named(name: str, nodes: Sequence[NamedNode]) -> list[str]:
     exact = [node for node in nodes if _weight_path(node) == path] or [n for n in nodes if _node_path(n) == path]
     typed = [node for node in exact if kind is None or kind not in _TYPES or is_of_torch_type(node, kind)]
     if typed:
-        return [node.name for node in typed]
+        return [node.name for node in (*typed, *_later_uses(typed, nodes))]
     if exact:
         found = ", ".join(f"{node.name!r} ({node.op})" for node in exact)
         raise ConfigError(f"layer_name {name!r} says {kind}, but module {path!r} is {found}")
@@ -143,6 +148,17 @@ def _node_path(node: NamedNode) -> str:
             kept.pop()
         kept.append(part)
     return ".".join(kept)
+
+
+def _later_uses(first: Sequence[NamedNode], nodes: Sequence[NamedNode]) -> list[NamedNode]:
+    """Where modules without a weight are called again: torch exports `/block/relu/Relu`, then `/block/relu_1/Relu`."""
+    paths = {(node.op, _node_path(node)) for node in first if not node.weight}
+    found = [node for node in nodes if (node.op, re.sub(r"_\d+$", "", _node_path(node))) in paths]
+    later = [node for node in found if all(node.name != own.name for own in first)]
+    if later:
+        listed = ", ".join(repr(node.name) for node in (*first, *later))
+        _log.warning("layer_quantize_config: %s are taken for one module, called several times", listed)
+    return later
 
 
 def _ends_with(known: str, path: str) -> bool:

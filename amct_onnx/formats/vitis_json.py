@@ -14,7 +14,7 @@ from typing import Any
 from amct_onnx.errors import ConfigError, NotAvailableError, located, nearest
 from amct_onnx.formats.json_text import load_json
 from amct_onnx.kernels.checks import require_bool, require_choice
-from amct_onnx.kernels.strategy import DATATYPES, TensorStrategy
+from amct_onnx.kernels.strategy import TensorStrategy
 from amct_onnx.strategy_config import DEVICES, KINDS, SWITCHES, Kinds, StrategyConfig, default_kinds
 
 _OVERALL, _TENSORS, _LAYERS = "overall_quantize_config", "tensor_quantize_config", "layer_quantize_config"
@@ -82,7 +82,7 @@ def strategy_from_object(found: object, source: str) -> StrategyConfig:
             raise ConfigError(f"target_device is missing; it is required: {', '.join(DEVICES)}")
         _check_listed(model.get(_LISTED))
         _refuse_unavailable(model)
-        kinds = _with_sections(default_kinds(), model, KINDS)
+        kinds = _with_sections(default_kinds(), model)
         types: dict[str, Kinds] = {}
         names: dict[str, Kinds] = {}
         for number, layer in enumerate(_list(model.get(_LAYERS), _LAYERS), 1):
@@ -121,15 +121,12 @@ def _check_listed(value: object) -> tuple[str, ...]:
 def _add_layer(layer: object, model: Kinds, types: dict[str, Kinds], names: dict[str, Kinds]) -> None:
     given = _object(layer, _LAYER_KEYS)
     for key in ("layer_type", "layer_name"):
-        if not isinstance(given.get(key) or "", str):
+        if given.get(key) is not None and not isinstance(given[key], str):
             raise ConfigError(f"{key} must be a string or null, found {given[key]!r}")
     if given.get(_LISTED) is None:
         raise ConfigError(f"{_LISTED} is missing; list the kinds of tensors that the entry is for: {', '.join(KINDS)}")
     listed = _check_listed(given[_LISTED])
-    for kind in given.get(_TENSORS) or {}:
-        if kind in KINDS and kind not in listed:
-            raise ConfigError(f"{_TENSORS} says something of {kind!r}, which {_LISTED} does not list; list it")
-    kinds = _with_sections({kind: model[kind] for kind in listed}, given, listed)
+    kinds = _with_sections({kind: model[kind] for kind in listed}, given)
     if given.get("layer_type"):
         types[given["layer_type"].rpartition(".")[2]] = kinds
     elif given.get("layer_name"):
@@ -138,7 +135,7 @@ def _add_layer(layer: object, model: Kinds, types: dict[str, Kinds], names: dict
         raise ConfigError("layer_type or layer_name is missing; without one the entry is for no layer")
 
 
-def _with_sections(kinds: Kinds, holder: Mapping[str, Any], allowed: Collection[str]) -> dict[str, TensorStrategy]:
+def _with_sections(kinds: Kinds, holder: Mapping[str, Any]) -> dict[str, TensorStrategy]:
     """`kinds` with what the overall section of a model or layer and its sections for kinds say."""
     found = dict(kinds)
     if holder.get(_OVERALL) is not None:
@@ -148,9 +145,10 @@ def _with_sections(kinds: Kinds, holder: Mapping[str, Any], allowed: Collection[
     if holder.get(_TENSORS) is not None:
         with located(_TENSORS):
             for kind, section in _object(holder[_TENSORS], KINDS).items():
-                if kind in allowed:
-                    with located(kind):
-                        found[kind] = _changed(found[kind], section, kind)
+                if kind not in kinds:
+                    raise ConfigError(f"says something of {kind!r}, which {_LISTED} does not list; list it")
+                with located(kind):
+                    found[kind] = _changed(found[kind], section, kind)
     return found
 
 
@@ -160,9 +158,6 @@ def _changed(tensor: TensorStrategy, section: object, kind: str) -> TensorStrate
         del given["bit_width"]  # counts as not given
     if kind not in _AT_RUN_TIME:
         given.pop("calib_statistic_method", None)
-    if given.get("datatype", "int") != "int":
-        require_choice("datatype", given["datatype"], DATATYPES)
-        raise NotAvailableError(f"datatype {given['datatype']!r} is not available; 'int' is")
     if isinstance(given.get("scale_type"), str):
         given["scale_type"] = _SPELLINGS.get(given["scale_type"], given["scale_type"])
     return replace(tensor, **given)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from amct_onnx.kernels.cast import cast_through
 from amct_onnx.kernels.compiled import compiled
 from amct_onnx.kernels.rounding import ROUND_MODES, rounded
 
@@ -25,6 +26,7 @@ class Grid:
     round_mode: one of ROUND_MODES.
     num_bits: how many bits the integers were asked for in.
     axis: the axis of the tensor that `scale` runs along, None per tensor.
+    datatype: "int", or a float type that values are cast to and back; then nothing else counts.
     """
 
     scale: NDArray[np.float64]
@@ -34,6 +36,7 @@ class Grid:
     round_mode: str
     num_bits: int
     axis: int | None = None
+    datatype: str = "int"
 
     @property
     def amp(self) -> NDArray[np.float32]:
@@ -64,6 +67,8 @@ def grid_levels(array: ArrayLike, grid: Grid) -> NDArray[np.int64]:
 def fake_quantized(array: ArrayLike, grid: Grid) -> NDArray[np.float32]:
     """The values that the integers stand for; float32, same shape. What holds NaN or inf, or nothing, stays itself."""
     values = np.asarray(array, np.float32)
+    if grid.datatype != "int":
+        return cast_through(values, grid.datatype)
     if values.size == 0 or not np.isfinite(values).all():
         return values
     if grid.axis is None:

@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from amct_onnx.errors import ConfigError, DataError
 from amct_onnx.kernels.batch_statistic import BATCH_STATISTICS, batch_statistic
+from amct_onnx.kernels.cast import FLOAT_TYPES
 from amct_onnx.kernels.checks import require_bool, require_choice, require_number
 from amct_onnx.kernels.clip_range import clip_by_entropy, clip_by_mse, clip_by_percentile
 from amct_onnx.kernels.grid import Grid
@@ -18,14 +19,14 @@ from amct_onnx.kernels.rounding import ROUND_MODES
 
 METHODS = ("maxmin", "percentile", "entropy", "mse", "diffs")
 SCALE_TYPES = ("float", "poweroftwo")
-DATATYPES = ("int", "bfloat16", "float16", "float32")
+DATATYPES = ("int", *FLOAT_TYPES)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TensorStrategy:
     """How one tensor is quantized, in the words of Vitis AI.
 
-    datatype: int, or a float type that values are cast to and back.
+    datatype: int, or a float type that values are cast to and back; then nothing else counts.
     bit_width: of the integers.
     method: how the range is found.
     round_mode: where halves go.
@@ -87,13 +88,15 @@ def fit(array: ArrayLike, strategy: TensorStrategy, axis: int | None = None) -> 
 
     Args:
         array: of any shape.
-        strategy: int, and a combination that `formats.vitis_json` lets through.
+        strategy: a combination that `StrategyConfig` lets through. For a float type there is nothing to find.
         axis: where the channels are, for scales per channel; None for one scale.
 
     Raises:
         DataError: unsigned symmetric integers cannot hold the negative values.
     """
     values = np.asarray(array, np.float32)
+    if strategy.datatype != "int":
+        return Fit(scale=np.ones(()), zero_point=np.zeros((), np.int64))
     if axis is None:
         scale, zero = _fit_whole(values, strategy)
         return Fit(scale=np.asarray(scale, np.float64), zero_point=np.asarray(zero, np.int64))
@@ -146,12 +149,14 @@ def joined(fits: Sequence[Fit], strategy: TensorStrategy) -> Fit:
 
 def grid_of(found: Fit, strategy: TensorStrategy, axis: int | None = None) -> Grid:
     """The grid with that scale and zero point."""
+    is_int = strategy.datatype == "int"
     return Grid(
         scale=found.scale,
         zero_point=found.zero_point,
         low=strategy.low,
         high=strategy.high,
-        round_mode=strategy.round_mode,
+        round_mode=strategy.round_mode if is_int else "half_even",
         num_bits=strategy.bit_width,
-        axis=axis,
+        axis=axis if is_int else None,
+        datatype=strategy.datatype,
     )

@@ -18,6 +18,9 @@ _POOLS = ("MaxPool", "AveragePool", "GlobalAveragePool")
 
 
 def _run(state: QuantState) -> None:
+    grids = (*state.grids.values(), *state.weight_grids.values(), *state.bias_grids.values())
+    if any(grid.datatype != "int" for grid in grids):
+        return  # with float types among them Vitis AI aligns nothing
     for node in reversed(nodes_of(state.graph, *_aligned_to_output(state))):
         _give_inputs(state, node)
     for node in list(state.graph.nodes):

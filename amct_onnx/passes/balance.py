@@ -18,7 +18,7 @@ from amct_onnx.passes.calibration import CalibrationRun, Sizes, why_unusable
 from amct_onnx.passes.fold_balance import divide
 from amct_onnx.passes.graph import Array, Node, derived, set_input, unique_name
 from amct_onnx.passes.invariants import LIFTED, NAMED, PLANNED, STANDARD_ONLY, UNSHARED
-from amct_onnx.passes.layers import group_of, spatial_axes, weight_of
+from amct_onnx.passes.layers import channel_axis, group_of, spatial_axes, weight_of
 from amct_onnx.passes.observation import Watch
 from amct_onnx.passes.quantize_weights import require_finite
 from amct_onnx.passes.shapes import infer_types
@@ -101,11 +101,6 @@ def _by_input(state: QuantState, layers: list[LayerPlan], nodes: dict[str, Node]
         axis = channel_axis(node)
         groups.setdefault((node.inputs[0].name, axis), []).append(layer)
     return groups
-
-
-def channel_axis(node: Node) -> int:
-    """The axis of the channels in the input of a layer."""
-    return 1 if spatial_axes(node) is not None else -1
 
 
 def _maxima(

@@ -16,14 +16,14 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from amct_onnx.errors import DataError
-from amct_onnx.kernels.channel_means import MeansObserver
 from amct_onnx.kernels.grid import Grid, fake_quantized
 from amct_onnx.kernels.strategy import Fit, TensorStrategy, fit, grid_of, joined
 from amct_onnx.passes.calibration import CalibrationRun
-from amct_onnx.passes.correct_biases import channel_axis
-from amct_onnx.passes.graph import constant_input, set_input
+from amct_onnx.passes.correct_biases import corrected_bias
+from amct_onnx.passes.correct_by_batch import CorrectedLayer, add_twins, bias_shifts
+from amct_onnx.passes.graph import constant_input, set_input, unique_name
 from amct_onnx.passes.invariants import PLANNED, STANDARD_ONLY, UNSHARED
-from amct_onnx.passes.layers import bias_input, has_weight, weight_of
+from amct_onnx.passes.layers import bias_input, weight_of
 from amct_onnx.passes.observation import Feed, read_by
 from amct_onnx.passes.protos import copy_fields
 from amct_onnx.passes.quantize_weights import fake_quantized as fake_weight
@@ -54,6 +54,16 @@ def _find_parameters(state: QuantState) -> None:
             state.bias_grids[layer.name] = _fitted(bias, layer.bias, None, f"the bias of {node.name!r}")
 
 
+def _fit_corrected(state: QuantState) -> None:
+    """Grids for biases whose range may have grown; those corrected in steps keep theirs, as the real tool does it."""
+    nodes = {node.name: node for node in state.graph.nodes}
+    for layer in state.layers():
+        if layer.name in state.bias_shifts and layer.bias is not None:
+            bias = corrected_bias(state, nodes[layer.name])
+            assert bias is not None
+            state.bias_grids[layer.name] = _fitted(bias, layer.bias, None, f"the bias of {layer.name!r}")
+
+
 def _fitted(values: Array, strategy: TensorStrategy, axis: int | None, what: str) -> Grid:
     try:
         return grid_of(fit(values, strategy, axis), strategy, axis)
@@ -65,22 +75,22 @@ FIND_PARAMETER_GRIDS = Pass(name="find grids of weights", run=_find_parameters, 
 
 
 def calibrate_tensors(run: CalibrationRun) -> Pass:
-    """The pass that finds the grids of what is computed, and the means that biases are corrected with."""
+    """The pass that finds the grids of what is computed, and corrects biases meanwhile."""
 
     def find(state: QuantState) -> None:
         statistics = {name: _Statistic(strategy) for name, strategy in state.plan.tensor_strategies.items()}
-        means = _means(state)
-        levels = _levels(state, {tensor for tensor, _ in means})
+        levels, corrected = _levels(state)
         for number, batch in enumerate(run.feeds):
-            _go_through(levels, batch, f"calibration batch {number}", statistics, means)
+            biases = {layer.bias: layer.correction.bias for layer in corrected}
+            _go_through(levels, {**batch, **biases}, f"calibration batch {number}", statistics)
         for name, statistic in statistics.items():
             if statistic.refused is not None:
                 state.remarks_on_tensors[name] = statistic.refused
             elif statistic.fits:
                 state.grids[name] = statistic.grid()
-        for (_, _), (observer, layers) in means.items():
-            if observer.finite and observer.count:
-                state.means.update(dict.fromkeys(layers, observer.means()))
+        state.bias_shifts.update(bias_shifts(corrected, state))
+        if state.plan.whole_bias_errors:
+            _fit_corrected(state)
 
     return Pass(name="calibrate tensors", run=find, requires=(PLANNED, UNSHARED, STANDARD_ONLY))
 
@@ -112,21 +122,6 @@ class _Statistic:
         return grid_of(joined(self.fits, self.strategy), self.strategy)
 
 
-_Means = dict[tuple[str, int], tuple[MeansObserver, list[str]]]
-
-
-def _means(state: QuantState) -> _Means:
-    """(Tensor, axis of its channels) -> its observer, and the layers whose biases are corrected with its means."""
-    nodes = {node.name: node for node in state.graph.nodes}
-    found: _Means = {}
-    for layer in state.layers():
-        node = nodes[layer.name]
-        if layer.correct_bias and has_weight(node):
-            key = (node.inputs[0].name, channel_axis(node))
-            found.setdefault(key, (MeansObserver(axis=key[1]), []))[1].append(layer.name)
-    return found
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Level:
     """Nodes that are computed at once.
@@ -134,36 +129,34 @@ class _Level:
     session: None where there is nothing to compute.
     reads: what the session is fed.
     points: tensors that are quantized behind it, in order.
+    corrected: layers whose biases are corrected then.
     done: tensors that nothing reads after it.
     """
 
     session: Session | None
     reads: tuple[str, ...]
     points: tuple[str, ...]
+    corrected: tuple[CorrectedLayer, ...]
     done: tuple[str, ...]
 
 
-def _go_through(
-    levels: Iterable[_Level], batch: Feed, what: str, statistics: Mapping[str, _Statistic], means: _Means
-) -> None:
+def _go_through(levels: Iterable[_Level], batch: Feed, what: str, statistics: Mapping[str, _Statistic]) -> None:
     values: dict[str, Array] = dict(batch)
-    seen: set[tuple[str, int]] = set()
     for level in levels:
         if level.session is not None:
             values.update(level.session.run({name: values[name] for name in level.reads}, what))
         for name in level.points:
             values[name] = statistics[name].quantized(values[name])
-        for key, (observer, _) in means.items():
-            if key not in seen and key[0] in values:
-                seen.add(key)
-                observer.update(values[key[0]])
+        for layer in level.corrected:
+            layer.update(values)
         for name in level.done:
             values.pop(name, None)
 
 
-def _levels(state: QuantState, watched: set[str]) -> list[_Level]:
-    """The model with fake-quantized weights and biases, in levels."""
-    model = _with_parameters(state)
+def _levels(state: QuantState) -> tuple[list[_Level], list[CorrectedLayer]]:
+    """The model with fake-quantized weights and biases, in levels, and the layers whose biases are corrected."""
+    model, corrected = _with_parameters(state)
+    watched = {name for layer in corrected for name in (layer.found, layer.wanted)}
     graph, points = model.proto.graph, state.plan.tensor_strategies
     fed = [value.name for value in graph.input]
     constants = {tensor.name for tensor in graph.initializer}
@@ -189,24 +182,37 @@ def _levels(state: QuantState, watched: set[str]) -> list[_Level]:
         wanted = [n for n in produced if n in points or n in watched or last_use.get(n, -1) > number]
         own_points = tuple(n for n in (*(fed if number == 0 else ()), *produced) if n in points)
         session = _session(model, level, reads, wanted, types) if wanted else None
-        done = tuple(name for name, last in last_use.items() if last == number)
-        made.append(_Level(session=session, reads=tuple(reads) if wanted else (), points=own_points, done=done))
-    return made
+        done = {name for name, last in last_use.items() if last == number} | (set(produced) - last_use.keys())
+        made.append(
+            _Level(
+                session=session,
+                reads=tuple(reads) if wanted else (),
+                points=own_points,
+                corrected=tuple(layer for layer in corrected if layer.found in produced),
+                done=tuple(done),
+            )
+        )
+    return made, corrected
 
 
-def _with_parameters(state: QuantState) -> LightModel:
+def _with_parameters(state: QuantState) -> tuple[LightModel, list[CorrectedLayer]]:
     graph = state.graph.copy()
-    for node in graph.nodes:
+    corrected = add_twins(graph, state)  # first: they keep the float parameters
+    fed = {layer.layer for layer in corrected}
+    names = graph.tensor_names()
+    for node in list(graph.nodes):
         if node.name in state.weight_grids:
-            set_input(node, 1, graph.new_constant(node.inputs[1].name, fake_weight(state, node)))
-        place = bias_input(graph, node) if node.name in state.bias_grids else None
+            name = unique_name(f"{node.name}.calibration.weight", names)
+            set_input(node, 1, graph.new_constant(name, fake_weight(state, node)))
+        place = bias_input(graph, node) if node.name in state.bias_grids.keys() - fed else None
         if place is not None:
             holder, index = place
             values = constant_input(holder, index)
             assert values is not None
             fresh = fake_quantized(values, state.bias_grids[node.name]).astype(values.dtype)
-            set_input(holder, index, graph.new_constant(f"{node.name}.calibration.bias", fresh))
-    return graph.to_light()
+            name = unique_name(f"{node.name}.calibration.bias", names)
+            set_input(holder, index, graph.new_constant(name, fresh))
+    return graph.to_light(), corrected
 
 
 def _session(

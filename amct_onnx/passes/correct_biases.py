@@ -13,14 +13,17 @@ from numpy.typing import NDArray
 
 from amct_onnx.passes.graph import Array, Graph, Node, constant_input, set_input, unique_name
 from amct_onnx.passes.invariants import PLANNED
-from amct_onnx.passes.layers import bias_input, channels_first, group_of, has_weight, is_recurrent, weight_of
+from amct_onnx.passes.layers import (
+    bias_input,
+    channels_first,
+    group_of,
+    has_weight,
+    input_channels,
+    is_recurrent,
+    weight_of,
+)
 from amct_onnx.passes.quantize_weights import fake_quantized
 from amct_onnx.passes.state import Pass, QuantState
-
-
-def channel_axis(node: Node) -> int:
-    """Where the channels of a layer's input are."""
-    return 1 if node.op in ("Conv", "ConvTranspose", "AveragePool") else -1
 
 
 def _find(state: QuantState) -> None:
@@ -52,7 +55,7 @@ def mean_error(state: QuantState, node: Node, means: NDArray[np.float64]) -> NDA
     """
     weight = channels_first(node, weight_of(node)).astype(np.float64)
     lost = weight - channels_first(node, fake_quantized(state, node).load()).astype(np.float64)
-    if means.size != _input_channels(node):
+    if means.size != input_channels(node):
         return np.zeros(len(weight))
     lost = lost.reshape(*weight.shape[:2], -1).sum(axis=2)  # [Cout, Cin/g]
     grouped = lost.reshape(group_of(node), -1, lost.shape[1])
@@ -60,11 +63,6 @@ def mean_error(state: QuantState, node: Node, means: NDArray[np.float64]) -> NDA
     if node.op == "ConvTranspose":
         shift = shift / np.prod(node.attrs.get("strides", [1]))
     return np.asarray(shift)
-
-
-def _input_channels(node: Node) -> int:
-    shape = node.inputs[1].shape
-    return int(shape[1]) * group_of(node) if node.op == "Conv" else int(shape[0])
 
 
 def corrected_bias(state: QuantState, node: Node) -> Array | None:

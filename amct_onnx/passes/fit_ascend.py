@@ -36,6 +36,8 @@ def _activation(state: QuantState, node: Node) -> QuantParams | str:
     if name is None:
         return f"its input {node.inputs[0].name!r} is not quantized"
     grid = state.grids[name]
+    if grid.datatype != "int":
+        return f"its input is {grid.datatype}"
     ranges = {(-128, 127): 0, (0, 255): -128}
     if (grid.low, grid.high) not in ranges:
         return f"its input has the integers {grid.low} to {grid.high}; Ascend takes -128 to 127, or 0 to 255"
@@ -49,6 +51,8 @@ def _activation(state: QuantState, node: Node) -> QuantParams | str:
 
 def _weight(state: QuantState, node: Node) -> QuantParams | str:
     grid = state.weight_grids[node.name]
+    if grid.datatype != "int":
+        return f"its weight is {grid.datatype}"
     if grid.low >= 0 or grid.zero_point.any():
         return "its weight is unsigned or asymmetric; Ascend takes signed, symmetric weights"
     if grid.num_bits > 8:

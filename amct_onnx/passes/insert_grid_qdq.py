@@ -12,7 +12,7 @@ from amct_onnx.errors import NotAvailableError
 from amct_onnx.kernels.grid import Grid, grid_levels
 from amct_onnx.passes.correct_biases import corrected_bias
 from amct_onnx.passes.graph import Node, Tensor, derived, set_input
-from amct_onnx.passes.insert_grids import Insertion, tensors_on_grids
+from amct_onnx.passes.insert_grids import Insertion, insert_cast, store_parameters, tensors_on_grids
 from amct_onnx.passes.invariants import PLANNED, STANDARD_ONLY, UNSHARED
 from amct_onnx.passes.layers import bias_input
 from amct_onnx.passes.state import Pass, QuantState
@@ -20,10 +20,11 @@ from amct_onnx.passes.state import Pass, QuantState
 
 def _run(state: QuantState) -> None:
     insertion = Insertion(state.graph)
+    store_parameters(state, casts_only=True)
     for node in list(state.graph.nodes):
-        if node.name in state.bias_grids:
+        if node.name in state.bias_grids and state.bias_grids[node.name].datatype == "int":
             _store_bias(state, insertion, node)
-        if node.name in state.weight_grids:
+        if node.name in state.weight_grids and state.weight_grids[node.name].datatype == "int":
             _store_weight(state, insertion, node)
     for tensor in tensors_on_grids(state):
         _insert(insertion, tensor, state.grids[tensor.name])
@@ -49,6 +50,9 @@ def _require(grid: Grid, what: str) -> None:
 
 
 def _insert(insertion: Insertion, tensor: Tensor, grid: Grid) -> None:
+    if grid.datatype != "int":
+        insert_cast(insertion, tensor, grid)
+        return
     _require(grid, f"tensor {tensor.name!r}")
     low, high, dtype = _integers(grid)
     insertion.start(tensor)

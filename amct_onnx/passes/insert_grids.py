@@ -80,13 +80,17 @@ def tensors_on_grids(state: QuantState) -> list[Tensor]:
     return [tensor for tensor in (*state.graph.inputs, *produced) if tensor.name in state.grids]
 
 
-def store_parameters(state: QuantState) -> None:
-    """Put weights and biases on their grids, as floats."""
+def store_parameters(state: QuantState, *, casts_only: bool = False) -> None:
+    """Put weights and biases on their grids, as floats; or only those that are cast to a float type."""
     names = state.graph.tensor_names()
+    weights, biases = (
+        {name for name, grid in grids.items() if not (casts_only and grid.datatype == "int")}
+        for grids in (state.weight_grids, state.bias_grids)
+    )
     for node in list(state.graph.nodes):
-        if node.name in state.weight_grids:
+        if node.name in weights:
             set_input(node, 1, state.graph.new_constant(node.inputs[1].name, fake_weight(state, node)))
-        bias = corrected_bias(state, node) if node.name in state.bias_grids else None
+        bias = corrected_bias(state, node) if node.name in biases else None
         place = bias_input(state.graph, node)
         if bias is not None and place is not None:
             holder, index = place
@@ -95,7 +99,20 @@ def store_parameters(state: QuantState) -> None:
             set_input(holder, index, state.graph.new_constant(name, fresh))
 
 
+def insert_cast(insertion: Insertion, tensor: Tensor, grid: Grid) -> None:
+    """Let a tensor go through a float type."""
+    if grid.datatype != "float32":
+        insertion.start(tensor)
+        number = {"float16": TensorProto.FLOAT16, "bfloat16": TensorProto.BFLOAT16}[grid.datatype]
+        small = insertion.put("Cast", "fakequant.cast", [tensor], to=int(number))
+        insertion.put("Cast", "fakequant.float", [small], to=int(TensorProto.FLOAT))
+        insertion.finish()
+
+
 def _insert(insertion: Insertion, tensor: Tensor, grid: Grid) -> None:
+    if grid.datatype != "int":
+        insert_cast(insertion, tensor, grid)
+        return
     insertion.start(tensor)
     value = insertion.put("Mul", "fakequant.mul", [tensor, insertion.constant("fakequant.amp", grid.amp)])
     value = _rounded(insertion, value, grid.round_mode)

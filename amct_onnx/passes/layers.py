@@ -103,6 +103,11 @@ def input_channels(node: Node) -> int:
     return int(shape[1]) * group_of(node) if node.op == "Conv" else int(shape[0])
 
 
+def channel_axis(node: Node) -> int:
+    """Where the channels are in what a layer reads, and in what it gives."""
+    return 1 if node.op in ("Conv", "ConvTranspose", "AveragePool") else -1
+
+
 def input_axis(node: Node) -> int:
     """The axis of a layer's weights that the input channels are on."""
     return 2 if is_recurrent(node) else 1 if node.op == "Conv" else 0

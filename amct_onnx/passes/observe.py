@@ -23,9 +23,8 @@ from amct_onnx.kernels.ifmr import Ifmr, IfmrObserver
 from amct_onnx.kernels.quant_params import FLT_EPS, QuantParams, round_to_fp16
 from amct_onnx.kernels.strategy import TensorStrategy
 from amct_onnx.passes.calibration import CalibrationRun, Sizes, why_unusable
-from amct_onnx.passes.correct_biases import channel_axis
 from amct_onnx.passes.invariants import ACTIVATIONS_KNOWN, PLANNED, STANDARD_ONLY, WEIGHTS_KNOWN
-from amct_onnx.passes.layers import has_weight, is_product, is_recurrent
+from amct_onnx.passes.layers import channel_axis, has_weight, is_product, is_recurrent
 from amct_onnx.passes.observation import Feed, Watch
 from amct_onnx.passes.quantize_weights import with_fake_weights
 from amct_onnx.passes.recurrent_layers import INITIAL_H

@@ -84,7 +84,6 @@ def calibrate_by_strategy(run: CalibrationRun) -> tuple[Pass, ...]:
         FIND_PARAMETER_GRIDS,
         calibrate_tensors(run),
         ALIGN_POSITIONS,
-        FIND_BIAS_SHIFTS,  # last: positions of weights may have changed
     )
 
 

@@ -6,8 +6,6 @@ from amct_onnx.passes.graph import constant_input, has_input, nodes_of
 from amct_onnx.passes.invariants import NAMED, PLANNED
 from amct_onnx.passes.state import Pass, QuantState
 
-REPLACED = "Clip between 0 and 6 became Relu"
-
 
 def _run(state: QuantState) -> None:
     if not state.plan.replace_relu6:
@@ -21,7 +19,7 @@ def _run(state: QuantState) -> None:
             while len(node.inputs) > 1:
                 node.inputs.pop()
             node.op = "Relu"
-            state.remarks[node.name] = REPLACED
+            state.remarks[node.name] = "Clip between 0 and 6 became Relu"
 
 
 REPLACE_RELU6 = Pass(name="replace Relu6", run=_run, requires=(NAMED,), ensures=(NAMED, PLANNED))

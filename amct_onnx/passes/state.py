@@ -96,6 +96,7 @@ class QuantPlan:
     align_concat, align_pool: the inputs of a concatenation, of a pooling, get the grid of its output.
     dpu_shifts: positions are changed until the DPU's shifters reach them.
     dpu_arithmetic: average pooling and LeakyRelu compute what they do on the DPU.
+    whole_bias_errors: biases that are corrected batch by batch lose the whole mean error at the end instead.
     """
 
     layers: Mapping[str, LayerPlan] = field(default_factory=dict)
@@ -120,6 +121,7 @@ class QuantPlan:
     align_pool: bool = False
     dpu_shifts: bool = False
     dpu_arithmetic: bool = False
+    whole_bias_errors: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,7 +2,7 @@
 
 Operators that only move or clip values join the group of what they read, where nothing else reads that. A group is
 quantized at its end, but in front of operators that only move values; the branches of a concatenation are quantized
-behind it.
+behind it. What a norm that is written out in single operators divides by stays float: as integers it could be 0.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from onnx import TensorProto
 
-from amct_onnx.passes.graph import Graph, Node, Tensor, is_constant, is_standard, producer, sole_consumer
+from amct_onnx.passes.graph import Graph, Node, Tensor, is_constant, is_standard, nodes_of, producer, sole_consumer
 from amct_onnx.passes.layers import bias_add
 from amct_onnx.passes.shapes import TensorType
 
@@ -65,6 +65,9 @@ _MOVING = frozenset(
 DPU_FACTOR = ".dpu_factor"
 """What the names of multiplications end in that belong to the pooling in front of them."""
 
+CAP = ".cap"
+"""What the names of a Min end in that is the upper half of a Clip."""
+
 _JOINING = _MOVING | frozenset({"Relu", "LeakyRelu", "Clip", "Tile", "Expand", "Dropout"})
 
 
@@ -86,8 +89,39 @@ def find_points(graph: Graph, types: Mapping[str, TensorType]) -> list[Point]:
         tensor = _end(graph, group)
         if tensor is not None:
             points.append(Point(tensor=tensor.name, nodes=tuple(group)))
+    kept = _denominators(graph)
+    points = [point for point in points if point.tensor not in kept]
     single = (TensorProto.FLOAT, None)
     return [p for p in points if p.tensor and (types[p.tensor].elem_type if p.tensor in types else None) in single]
+
+
+_OF_VARIANCE = ("Sqrt", "Add", "Max", "ReduceMean", "ReduceSum", "Sub", "Pow", "Mul")
+
+
+def _denominators(graph: Graph) -> set[str]:
+    """The tensors from a variance to the square root of it that others are divided by."""
+    found: set[str] = set()
+    for node in nodes_of(graph, "Sqrt"):
+        root = node.outputs[0]
+        if graph.is_output(root) or not all(_divides_by(user, root) for user in root.outputs):
+            continue
+        tensor: Tensor | None = root
+        while tensor is not None and (maker := producer(tensor)) is not None and maker.op in _OF_VARIANCE:
+            found.add(tensor.name)
+            source = _sole_source(maker)
+            alone = source is not None and sole_consumer(graph, source) is maker
+            tensor = source if alone and maker.op not in ("Pow", "Mul") else None
+    return found
+
+
+def _divides_by(node: Node, tensor: Tensor) -> bool:
+    return node.op == "Reciprocal" or (node.op == "Div" and node.inputs[1] is tensor and node.inputs[0] is not tensor)
+
+
+def _sole_source(node: Node) -> Tensor | None:
+    """The one input that is no constant."""
+    computed = [tensor for tensor in node.inputs if tensor.name and not is_constant(tensor)]
+    return computed[0] if len(computed) == 1 else None
 
 
 def _groups(graph: Graph) -> list[list[Node]]:
@@ -107,13 +141,14 @@ def _groups(graph: Graph) -> list[list[Node]]:
 
 
 def _joins(node: Node) -> bool:
-    return node.op in _JOINING or node.name.endswith(DPU_FACTOR)
+    added = {"Mul": DPU_FACTOR, "Min": CAP}.get(node.op)
+    return node.op in _JOINING or (added is not None and node.name.endswith(added))
 
 
 def _sole_parent(node: Node) -> Node | None:
     """What computes the one input that is no constant."""
-    computed = [tensor for tensor in node.inputs if tensor.name and not is_constant(tensor)]
-    return producer(computed[0]) if len(computed) == 1 else None
+    source = _sole_source(node)
+    return None if source is None else producer(source)
 
 
 def _may_join(graph: Graph, node: Node, parent: Node, group: list[Node]) -> bool:
@@ -159,7 +194,7 @@ def point_of_output(graph: Graph, node: Node, points: Mapping[str, object]) -> s
     tensor = node.outputs[0]
     while tensor.name not in points:
         user = sole_consumer(graph, tensor)
-        if user is None or user.op not in _JOINING or not is_standard(user) or len(user.outputs) != 1:
+        if user is None or not _joins(user) or not is_standard(user) or len(user.outputs) != 1:
             return None
         tensor = user.outputs[0]
     return tensor.name

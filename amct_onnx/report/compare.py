@@ -162,7 +162,7 @@ def _decibels(signal: float, noise: float) -> float:
     return 10 * math.log10(signal / noise) if signal > 0 else -math.inf
 
 
-_GRID_END = ".fakequant.scale"
+_GRID_ENDS = (".fakequant.scale", ".fakequant.float")
 """What follows the name of a tensor in that of the last node that puts it on a strategy's grid."""
 
 
@@ -175,7 +175,7 @@ def layer_twins(reference: onnx.ModelProto, other: onnx.ModelProto) -> dict[str,
     known = {name: node.name for node in reference.graph.node for name in node.output}
     twins = {}
     for node in other.graph.node:
-        tensor = node.name.removesuffix(_GRID_END)
+        tensor = node.name.removesuffix(_GRID_ENDS[0]).removesuffix(_GRID_ENDS[1])
         if tensor != node.name and known.get(tensor):
             twins[known[tensor]] = (tensor, node.output[0])
         layer = layer_behind(node.name)

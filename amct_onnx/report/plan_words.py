@@ -37,5 +37,7 @@ def weight_text(layer: LayerPlan) -> str:
 
 
 def _strategy_text(tensor: TensorStrategy) -> str:
+    if tensor.datatype != "int":
+        return tensor.datatype
     sign = "symmetric" if tensor.symmetry else "asymmetric"
     return f"int{tensor.bit_width} {sign} {tensor.method} {tensor.scale_type}"

@@ -19,9 +19,9 @@ from amct_onnx.formats.model_file import write_files
 from amct_onnx.kernels.arq import Arq
 from amct_onnx.kernels.dmq import Dmq
 from amct_onnx.kernels.nuq import Nuq
-from amct_onnx.passes.balance import balance_by, channel_axis, weight_maxima
+from amct_onnx.passes.balance import balance_by, weight_maxima
 from amct_onnx.passes.layer_types import RECURRENT
-from amct_onnx.passes.layers import has_weight, weight_of
+from amct_onnx.passes.layers import channel_axis, has_weight, weight_of
 from amct_onnx.passes.manager import run_passes
 from amct_onnx.passes.observe import joint_keys, places_by_tensor
 from amct_onnx.passes.pipelines import FUSE
