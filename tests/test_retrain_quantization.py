@@ -163,6 +163,32 @@ def test_resumed_training_is_uninterrupted_training_bit_for_bit(case, tmp_path):
         assert torch.equal(resumed.state_dict()[name], value), name
 
 
+@pytest.mark.parametrize("seen", [1, 2, 3])
+def test_a_checkpoint_from_before_the_limits_are_found_resumes_to_the_bit(seen, tmp_path):
+    case, cfg = GOLDEN / "qat_arq", {"batch_num": 3}
+    batches = batches_of(case)
+    whole, half = (create_quant_retrain_model(cfg, case / "model.onnx") for _ in range(2))
+    steps(whole, batches)
+    steps(half, batches[:seen])
+    torch.save(half.state_dict(), tmp_path / "half.pth")
+    resumed = restore_quant_retrain_model(cfg, case / "model.onnx", tmp_path / "half.pth")
+    steps(resumed, batches[seen:])
+    assert bool(resumed.activation_quantizer("c1").is_initialized)
+    for name, value in whole.state_dict().items():
+        assert torch.equal(resumed.state_dict()[name], value), name
+
+
+def test_what_a_checkpoint_says_of_the_batches_seen_must_be_readable(tmp_path):
+    case, cfg = GOLDEN / "qat_arq", {"batch_num": 2}
+    module = create_quant_retrain_model(cfg, case / "model.onnx")
+    steps(module, batches_of(case)[:1])
+    state = module.state_dict()
+    state["c1.activation_quantizer._extra_state"] = torch.arange(7)
+    torch.save(state, tmp_path / "half.pth")
+    with pytest.raises(ModelError, match=r"does not fit the module: the batches seen by layer 'c1' cannot be read"):
+        restore_quant_retrain_model(cfg, case / "model.onnx", tmp_path / "half.pth")
+
+
 def test_validation_between_epochs_changes_nothing_and_freezes_nothing(case):
     batches, x = batches_of(case), np.load(case / "run.npz")["x_eval"]
     plain = create_quant_retrain_model(case / "config.json", case / "model.onnx")
@@ -304,6 +330,113 @@ def test_int4_weights_have_sixteen_values():
     assert "it has groups" in module.plan.notes["dw"][0]
 
 
+def wide_activations():
+    return {"retrain_data_quant_config": {"ulq_quantize": {"dst_type": "INT16"}}}
+
+
+def test_activations_of_16_bits_are_trained_where_the_chip_takes_them():
+    module = create_quant_retrain_model(wide_activations(), mixed())
+    bits = {name: layer.activation.num_bits for name, layer in module.plan.layers.items()}
+    assert bits == {"up": 16, "dw": 16, "left": 16, "right": 16, "deep": 8, "fc": 8}
+    assert "dst_type INT16 is not possible for MatMul" in module.plan.notes["fc"][0]
+    steps(module, [(draw(4, 4, 6, 6, seed=n), np.array([0, 1, 2, 0])) for n in range(2)], lr=0.01)
+    result = save_quant_retrain_model(module, None, data=draw(4, 4, 6, 6, seed=9))
+    assert result.output_errors["y"].sqnr > 40
+    record = parse_record(result.record, "ours")
+    assert (record["left"].act_type, record["fc"].act_type) == ("INT16", "INT8")
+    assert verify_deploy_model(result.deploy_model).errors == ()
+
+
+SIGNS = np.array([1, 1, -1, -1, 1, 1, -1, -1], np.float32)
+
+
+def turned():
+    """BatchNormalization and a Mul behind it that turn the signs of channels, and both the signs of one."""
+    return model(
+        """
+        g (float[N, 4, 6, 6] x) => (float[N, 8, 6, 6] y) {
+          [c1] a = Conv (x, w1)
+          [b1] b = BatchNormalization (a, s1, t1, m1, v1)
+          [c2] c = Conv (b, w2, k2)
+          [b2] d = BatchNormalization (c, s2, t1, m1, v1)
+          [mul] e = Mul (d, m2)
+          [all] y = Mul (e, minus)
+        }
+        """,
+        {
+            "w1": draw(8, 4, 1, 1) - 1,  # the largest magnitude is negative: it falls on -128
+            "s1": np.array([1, -1, 2, -2, 0, -0.5, 1, -1], np.float32),
+            "w2": draw(8, 8, 1, 1, seed=1) - 1,
+            "k2": draw(8, seed=2),
+            "s2": np.array([1, -1, 1, -1, 1, -1, 1, -1], np.float32),
+            "m2": SIGNS.reshape(8, 1, 1),
+            "minus": np.array(-1, np.float32),
+            "t1": draw(8, seed=3),
+            "m1": draw(8, seed=4),
+            "v1": np.ones(8, np.float32),
+        },
+    )
+
+
+@pytest.mark.parametrize("weight", [{"arq_retrain": {}}, {"ulq_retrain": {}}, {"arq_retrain": {"dst_type": "INT4"}}])
+@pytest.mark.parametrize("channel_wise", [True, False])
+def test_channels_whose_sign_folding_turns_are_deployed_as_they_were_evaluated(weight, channel_wise):
+    [(algorithm, settings)] = weight.items()
+    cfg = {"retrain_weight_quant_config": {algorithm: {**settings, "channel_wise": channel_wise}}}
+    module = create_quant_retrain_model(cfg, turned())
+    x = draw(4, 4, 6, 6, seed=9)
+    module.eval()(torch.from_numpy(x)).square().sum().backward()  # finds the limits, and the scales that are learned
+    assert all(parameter.grad is not None for parameter in module.parameters())
+    result = save_quant_retrain_model(module, None, data=x)
+    stored = {t.name: onnx.numpy_helper.to_array(t) for t in result.fake_quant_model.graph.initializer}
+    record, rounded = parse_record(result.record, "ours"), module.rounded_weights()
+    factors = {"w1": module.get_parameter("s1"), "w2": module.get_parameter("s2") * torch.from_numpy(-SIGNS)}
+    for layer, name in (("c1", "w1"), ("c2", "w2")):
+        k = (factors[name] / np.sqrt(1 + 1e-5)).detach().numpy().reshape(-1, 1, 1, 1)
+        integers = next(values for stored_name, values in stored.items() if stored_name.startswith(name))
+        scales = np.array(record[layer].scale_w, np.float32).reshape(-1, 1, 1, 1)
+        assert not channel_wise or integers.min() == (-8 if settings else -128)
+        np.testing.assert_allclose(integers * scales, rounded[name].numpy() * k, rtol=1e-5, atol=1e-7)
+
+
+def twins():
+    """Two layers of one weight and bias, and a table that is the weight of a product too."""
+    return model(
+        """
+        g (float[N, 4, 6, 6] x, int64[N] place) => (float[N, 4] y) {
+          [first] a = Conv <pads=[1,1,1,1]> (x, w, b)
+          [relu] c = Relu (a)
+          [second] d = Conv <pads=[1,1,1,1]> (c, w, b)
+          [pool] e = GlobalAveragePool (d)
+          [flat] f = Flatten (e)
+          [look] h = Gather (table, place)
+          [sum] i = Add (f, h)
+          [product] y = MatMul (i, table)
+        }
+        """,
+        {"w": draw(4, 4, 3, 3), "b": draw(4, seed=1), "table": draw(4, 4, seed=2)},
+    )
+
+
+def test_a_weight_that_layers_share_stays_one_parameter(tmp_path):
+    module = create_quant_retrain_model(None, twins())
+    assert sum(1 for name, _ in module.named_parameters() if "quantizer" not in name) == 3
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.01, momentum=0.9)
+    inputs = (torch.from_numpy(draw(4, 4, 6, 6)), torch.tensor([0, 1, 2, 3]))
+    for _ in range(3):
+        optimizer.zero_grad()
+        module(*inputs).square().mean().backward()
+        optimizer.step()
+    torch.save(module.state_dict(), tmp_path / "net.pth")
+    restored = restore_quant_retrain_model(None, twins(), tmp_path / "net.pth")
+    weights = {t.name: onnx.numpy_helper.to_array(t) for t in to_onnx(restored).graph.initializer}
+    assert not np.array_equal(weights["w"], draw(4, 4, 3, 3))
+    for one, other in (("first.weight", "w"), ("first.bias", "b"), ("product.weight", "table")):
+        np.testing.assert_array_equal(weights[one], weights[other])
+    data = {"x": inputs[0].numpy(), "place": inputs[1].numpy()}
+    assert save_quant_retrain_model(restored, None, data=data).output_errors["y"].sqnr > 40
+
+
 def test_limits_are_found_on_as_many_batches_as_asked_for():
     module = create_quant_retrain_model({"batch_num": 2}, mixed())
     module(torch.from_numpy(draw(4, 4, 6, 6)))
@@ -363,9 +496,18 @@ def test_per_channel_weights_of_a_matmul_are_a_note_for_all_and_an_error_for_one
             "asks for sparsity",
         ),
         (
-            {"retrain_data_quant_config": {"ulq_quantize": {"dst_type": "INT16"}}},
+            {
+                "retrain_data_quant_config": {"ulq_quantize": {"dst_type": "INT4"}},
+                "retrain_weight_quant_config": {"arq_retrain": {"dst_type": "INT4"}},
+                "skip_layers": ["up"],
+            },
             NotAvailableError,
-            "16-bit activations are not available",
+            "layer 'dw': activations of INT4 are not available; INT8 and INT16 are",
+        ),
+        (
+            {"override_layer_configs": [{"layer_name": "deep", **wide_activations()}]},
+            ConfigError,
+            "layer 'deep': dst_type INT16 is not possible",
         ),
         ({"retrain_data_quant_config": {"ulq_quantize": {"dst_type": "INT4"}}}, ConfigError, "do not go together"),
         (

@@ -15,7 +15,7 @@ from amct_onnx.passes.channel_rules import visit
 from amct_onnx.passes.channel_walk import FIXED, Atoms, Cut, Kept, Use, Walk
 from amct_onnx.passes.graph import Array, Graph, Node, constant, is_standard, set_constant, set_input, unique_name
 from amct_onnx.passes.layers import channels_first
-from amct_onnx.passes.shapes import TensorType, infer_types
+from amct_onnx.passes.shapes import infer_types
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -180,17 +180,17 @@ def _masked(values: Array, cut: Cut, stays: Array) -> Array:
     return masked
 
 
-def channel_map(graph: Graph, enabled: Collection[str], types: Mapping[str, TensorType] | None = None) -> ChannelMap:
+def channel_map(graph: Graph, enabled: Collection[str], *, whole: Collection[str] = ()) -> ChannelMap:
     """What can be taken from a prepared graph.
 
     Args:
         graph: stays untouched; the result refers to it.
         enabled: layers that may lose output channels.
-        types: of its tensors, where they are known.
+        whole: layers whose weight keeps its shape.
     """
-    walk = Walk(graph, infer_types(graph) if types is None else types, enabled)
+    walk = Walk(graph, infer_types(graph), enabled)
     for node in graph.nodes:
-        visit(walk, node, standard=is_standard(node))
+        visit(walk, node, standard=is_standard(node) and node.name not in whole)
     _settle_blocks(walk)
     cuts = tuple(_resolved(walk, cut) for cut in walk.cuts)
     return ChannelMap(

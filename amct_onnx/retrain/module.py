@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import onnx
@@ -53,7 +53,8 @@ class OnnxModule(nn.Module):
         names: initializer or output of a Constant -> name in the `state_dict`, where it has one.
     """
 
-    def __init__(self, source: LightModel) -> None:
+    def __init__(self, source: LightModel, ties: Mapping[str, str] = MappingProxyType({})) -> None:
+        """`ties`: initializers -> others that they are one parameter with, under both names."""
         super().__init__()
         self._source = source
         self._places: dict[str, _Place] = {}
@@ -68,6 +69,9 @@ class OnnxModule(nn.Module):
 
         self._program = program_of(source.proto.graph, _opset_of(source.proto), store)
         self._order_as_stored()
+        for name, other in ties.items():
+            place, parameter = self._places[self.names[name]], self._fetch(self.names[other])
+            place.holder.register_parameter(place.attribute, cast(nn.Parameter, parameter))
 
     def forward(self, *inputs: Tensor, **named: Tensor) -> Tensor | tuple[Tensor, ...]:
         """The output of the model, or a tuple of all where there are several.

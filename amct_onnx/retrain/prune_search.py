@@ -30,6 +30,7 @@ from amct_onnx.retrain.channel_pruning import wanted_count
 from amct_onnx.retrain.module import OnnxModule
 from amct_onnx.retrain.prune_planning import plan_pruning
 from amct_onnx.retrain.quantization import Model
+from amct_onnx.retrain.trained import shared_layers
 from amct_onnx.retrain_config import AutoPruneConfig, FilterPrune, RetrainConfig, RetrainLayerConfig
 
 _log = logging.getLogger("amct_onnx")
@@ -116,7 +117,7 @@ def auto_channel_prune_search(
     state, _ = prepare(read_model(model))
     asked = _asked(wanted)
     plan = plan_pruning(state, asked)
-    channels = channel_map(state.graph, plan.filters)
+    channels = channel_map(state.graph, plan.filters, whole=shared_layers(state))
     module = OnnxModule(state.graph.to_light())
     samples = _samples(module, input_data, state, wanted.test_iteration)
     costs = _Costs(channels, infer_types(state.graph, {k: v.shape for k, v in samples[0][0].items()}))

@@ -31,6 +31,7 @@ from amct_onnx.results import CONVERTED_FILES, QuantizeResult, Target, finish, m
 from amct_onnx.retrain.module import onnx_module
 from amct_onnx.retrain.planning import RetrainPlan, plan_quantization
 from amct_onnx.retrain.quantized_module import QuantRetrainModule
+from amct_onnx.retrain.trained import ties_of
 
 Model = str | os.PathLike[str] | onnx.ModelProto
 
@@ -67,7 +68,7 @@ def create_quant_retrain_model(config_file: RetrainSource, model: Model) -> Quan
         ConfigError, ModelError, NotAvailableError: each names what was found, where, and what is allowed.
     """
     state, plan = _planned(model, config_file)
-    return QuantRetrainModule(state.graph.to_light(), plan)
+    return QuantRetrainModule(state.graph.to_light(), plan, ties_of(state))
 
 
 def restore_quant_retrain_model(
@@ -211,8 +212,7 @@ def _given(module: QuantRetrainModule, name: str) -> GivenLayer:
             f"layer {name!r} has seen {quantizer.seen} of the {quantizer.batch_num} batches that its limits are found "
             "on; run the module on data first"
         )
-    weight, weight_quantizer = module.weight_quantizer(name)
-    return GivenLayer(activation=quantizer.params(), weight=weight_quantizer.params(module.weight(weight)))
+    return GivenLayer(activation=quantizer.params(), weight=module.weight_params(name))
 
 
 def _rows(state: QuantState) -> dict[str, Array]:
