@@ -15,6 +15,7 @@ torch = pytest.importorskip("torch")
 
 from amct_onnx import (  # noqa: E402
     ConfigError,
+    DataError,
     ModelError,
     NotAvailableError,
     RetrainConfig,
@@ -201,6 +202,38 @@ def test_validation_between_epochs_changes_nothing_and_freezes_nothing(case):
         assert torch.equal(watched.state_dict()[name], value), name
     record = parse_record(save_quant_retrain_model(watched, None, data=x).record, "ours")
     assert record["c1"].scale_d == pytest.approx(float(watched.activation_quantizer("c1").params().scale))
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("c1.activation_quantizer.clip_max", "the limits of layer 'c1' reached"),
+        ("c2.weight", "the weight of layer 'c2' reached"),
+        ("c3.weight_quantizer.scale", "the learned scale of layer 'c3' reached"),
+    ],
+)
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e38])
+def test_what_training_drove_out_of_the_numbers_is_not_saved(name, said, value):
+    case = GOLDEN / "qat_ulq_weight"
+    module = create_quant_retrain_model(case / "config.json", case / "model.onnx")
+    steps(module, batches_of(case)[:1])
+    with torch.no_grad():
+        module.get_parameter(name).view(-1)[0] = value
+    if value == 1e38 and "clip" not in name:
+        pytest.skip("large, but a number")
+    with pytest.raises(ModelError, match=said):
+        save_quant_retrain_model(module, None)
+
+
+def test_what_is_no_batch_is_refused():
+    module = create_quant_retrain_model(None, GOLDEN / "qat_arq" / "model.onnx")
+    x = batches_of(GOLDEN / "qat_arq")[0][0]
+    with pytest.raises(DataError, match="input 'x' must be a torch tensor, found ndarray"):
+        module(x)
+    with pytest.raises(DataError, match="the input of layer 'c1' is empty"):
+        module(torch.from_numpy(x[:0]))
+    with pytest.raises(DataError, match="the input of layer 'c1' holds NaN or infinity"):
+        module(torch.from_numpy(x) * float("nan"))
 
 
 def test_saving_leaves_the_module_as_it_is():

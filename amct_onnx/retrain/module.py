@@ -81,7 +81,7 @@ class OnnxModule(nn.Module):
             named: inputs by name.
 
         Raises:
-            DataError: inputs are missing, or too many.
+            DataError: inputs are missing, or too many, or no tensors.
             ModelError: a node fails, as where shapes do not fit.
         """
         outputs = self._program.run(self._given(inputs, named), self._fetch, training=self.training)
@@ -91,9 +91,11 @@ class OnnxModule(nn.Module):
         given = dict(zip(self.input_names, inputs, strict=False)) | named
         if len(inputs) > len(self.input_names) or len(given) != len(inputs) + len(named):
             raise DataError(f"the model has the inputs {self.input_names}; {len(inputs) + len(named)} were given")
-        for name in given:
+        for name, value in given.items():
             if name not in self.input_names:
                 raise DataError(f"the model has no input {name!r}{nearest(name, self.input_names)}")
+            if not isinstance(value, Tensor):
+                raise DataError(f"input {name!r} must be a torch tensor, found {type(value).__name__}")
         if missing := [name for name in self.input_names if name not in given]:
             raise DataError(f"the model's inputs {missing} are missing")
         return given

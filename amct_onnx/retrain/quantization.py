@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
@@ -32,6 +33,9 @@ from amct_onnx.retrain.module import onnx_module
 from amct_onnx.retrain.planning import RetrainPlan, plan_quantization
 from amct_onnx.retrain.quantized_module import QuantRetrainModule
 from amct_onnx.retrain.trained import ties_of
+
+_LARGEST_SCALE = 2.0**23
+"""What the chip takes for activations."""
 
 Model = str | os.PathLike[str] | onnx.ModelProto
 
@@ -212,7 +216,18 @@ def _given(module: QuantRetrainModule, name: str) -> GivenLayer:
             f"layer {name!r} has seen {quantizer.seen} of the {quantizer.batch_num} batches that its limits are found "
             "on; run the module on data first"
         )
-    return GivenLayer(activation=quantizer.params(), weight=module.weight_params(name))
+    limits = torch.stack([quantizer.clip_max, quantizer.clip_min])
+    _require_usable(name, "limits", limits, largest=_LARGEST_SCALE * (1 << quantizer.num_bits))
+    _require_usable(name, "weight", module.layer_weight(name))
+    weight = module.weight_params(name)
+    _require_usable(name, "learned scale", torch.from_numpy(weight.scale))
+    return GivenLayer(activation=quantizer.params(), weight=weight)
+
+
+def _require_usable(layer: str, what: str, values: torch.Tensor, largest: float = math.inf) -> None:
+    reached = float(values.detach().abs().max())
+    if not reached < largest:
+        raise ModelError(f"the {what} of layer {layer!r} reached {reached:g} in training; take a smaller learning rate")
 
 
 def _rows(state: QuantState) -> dict[str, Array]:

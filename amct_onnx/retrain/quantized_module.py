@@ -84,10 +84,13 @@ class QuantRetrainModule(OnnxModule):
         """What quantizes the input of a layer."""
         return self._activations[layer]
 
+    def layer_weight(self, layer: str) -> Tensor:
+        """The present weight of a layer, not rounded."""
+        return self.weight(self._weights[layer][0])
+
     def weight_params(self, layer: str) -> QuantParams:
         """The present scale of a layer's weight, along axis 0 of the weight with its output channels first."""
-        name, quantizer = self._weights[layer]
-        return quantizer.params(self.weight(name), *self._factors(layer))
+        return self._weights[layer][1].params(self.layer_weight(layer), *self._factors(layer))
 
 
 def _module_step(name: str, module: nn.Module, *tensors: str) -> Step:

@@ -81,6 +81,8 @@ class ActivationQuantizer(nn.Module):
         return Grid(scale=scale, offset=grid.offset, num_bits=self.num_bits)
 
     def _observe(self, x: Tensor) -> None:
+        if not x.numel():
+            raise DataError(f"the input of layer {self.layer_name!r} is empty; its limits cannot be found on it")
         if self._observer is None:
             self._observer = self._new_observer()
         self._observer.update(x.detach().cpu().numpy())
