@@ -31,7 +31,7 @@ from amct_onnx.retrain.module import onnx_module
 from amct_onnx.retrain.planning import RetrainPlan, is_of, plan_quantization
 from amct_onnx.retrain.prune_planning import PrunePlan, plan_pruning
 from amct_onnx.retrain.quantization import Model, load_checkpoint, save_quantized
-from amct_onnx.retrain.trained import shared_layers, ties_of
+from amct_onnx.retrain.trained import shared_layers, ties_of, warn_of_copies
 from amct_onnx.retrain_config import RetrainConfig, RetrainLayerConfig
 
 _FILES = ("deploy_model.onnx", "fake_quant_model.onnx", "record.txt")
@@ -233,7 +233,9 @@ def pruned_state(
         groups: of a record; None lets the norms decide.
         data: inputs whose first batch the proof runs on; None for random numbers.
     """
-    state, _ = prepare(read_model(model))
+    source = read_model(model)
+    warn_of_copies(source.proto.graph)
+    state, _ = prepare(source)
     if not config.prunes:
         return state, Pruning()
     plan = plan_pruning(state, config)

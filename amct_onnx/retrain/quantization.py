@@ -32,7 +32,7 @@ from amct_onnx.results import CONVERTED_FILES, QuantizeResult, Target, finish, m
 from amct_onnx.retrain.module import onnx_module
 from amct_onnx.retrain.planning import RetrainPlan, plan_quantization
 from amct_onnx.retrain.quantized_module import QuantRetrainModule
-from amct_onnx.retrain.trained import ties_of
+from amct_onnx.retrain.trained import ties_of, warn_of_copies
 
 _LARGEST_SCALE = 2.0**23
 """What the chip takes for activations."""
@@ -146,7 +146,9 @@ def retrain_onnx(
 
 
 def _planned(model: Model, config: RetrainSource) -> tuple[QuantState, RetrainPlan]:
-    state, _ = prepare(read_model(model))
+    source = read_model(model)
+    warn_of_copies(source.proto.graph)
+    state, _ = prepare(source)
     asked = load_retrain_config(config)
     with located(str(config)) if isinstance(config, (str, os.PathLike)) else nullcontext():
         return state, plan_quantization(state, asked)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import logging
 from collections.abc import Mapping
 
 import onnx
@@ -14,6 +15,8 @@ from amct_onnx.passes.layers import bias_input, weight_indices
 from amct_onnx.passes.protos import all_graphs
 from amct_onnx.passes.state import QuantState
 from amct_onnx.retrain.program import constant_of
+
+_log = logging.getLogger("amct_onnx")
 
 _FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.BFLOAT16)
 
@@ -80,6 +83,26 @@ def ties_of(state: QuantState) -> dict[str, str]:
             places = [(node, index) for index in weight_indices(node)] + ([] if bias is None else [bias])
             held |= {holder.inputs[index].name for holder, index in places}
     return {copy: original for copy, original in state.copies.items() if copy in held}
+
+
+def warn_of_copies(graph: onnx.GraphProto) -> None:
+    """Warn where a graph, not prepared yet, has a weight that preparing it makes two of: one as it is, one transposed.
+
+    What lies behind Identity is taken for a tensor of its own: exporters store equal numbers once.
+    """
+    roles = roles_of(graph)
+    for turn in graph.node:
+        if turn.op_type != "Transpose" or roles.get(turn.input[0]) is not Role.TRAINED:
+            continue
+        for node in graph.node:
+            if node is not turn and turn.input[0] in node.input:
+                _log.warning(
+                    "%r is read by %r as it is, and transposed by %r: these become two weights, trained apart",
+                    turn.input[0],
+                    node.name or node.op_type,
+                    turn.name or turn.op_type,
+                )
+                break
 
 
 class Role(enum.Enum):
