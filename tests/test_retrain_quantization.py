@@ -217,22 +217,20 @@ def test_validation_between_epochs_changes_nothing_and_freezes_nothing(case):
 
 
 @pytest.mark.parametrize(
-    ("name", "said"),
+    ("name", "value", "said"),
     [
-        ("c1.activation_quantizer.clip_max", "the limits of layer 'c1' reached"),
-        ("c2.weight", "the weight of layer 'c2' reached"),
-        ("c3.weight_quantizer.scale", "the learned scale of layer 'c3' reached"),
+        ("c1.activation_quantizer.clip_max", float("nan"), "the limits of layer 'c1' reached nan"),
+        ("c1.activation_quantizer.clip_max", 1e38, r"the limits of layer 'c1' reached 1e\+38"),
+        ("c2.weight", float("inf"), "the weight of layer 'c2' reached inf"),
+        ("c3.weight_quantizer.scale", float("nan"), "the learned scale of layer 'c3' reached nan"),
     ],
 )
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e38])
-def test_what_training_drove_out_of_the_numbers_is_not_saved(name, said, value):
+def test_what_training_drove_out_of_the_numbers_is_not_saved(name, value, said):
     case = GOLDEN / "qat_ulq_weight"
     module = create_quant_retrain_model(case / "config.json", case / "model.onnx")
     steps(module, batches_of(case)[:1])
     with torch.no_grad():
         module.get_parameter(name).view(-1)[0] = value
-    if value == 1e38 and "clip" not in name:
-        pytest.skip("large, but a number")
     with pytest.raises(ModelError, match=said):
         save_quant_retrain_model(module, None)
 
@@ -274,6 +272,9 @@ distributed.init_process_group(
 module = create_quant_retrain_model(f"{case}/retrain.cfg", f"{case}/model.onnx")
 parallel = DistributedDataParallel(module)
 data = np.load(f"{case}/run.npz")
+if rank == 0:  # one process alone validates, before the training has begun
+    module.eval()(torch.from_numpy(data["x_eval"]))
+    module.train()
 optimizer = torch.optim.SGD(parallel.parameters(), lr=0.05)
 for i in range(3):
     half = slice(4 * rank, 4 * rank + 4)

@@ -44,6 +44,7 @@ class QuantRetrainModule(OnnxModule):
         quantizer = WeightQuantizer(layer, self._channels(layer, weight))
         self.add_module_at(f"{layer.name}.weight_quantizer", quantizer)
         self._weights[layer.name] = (weight, quantizer)
+        quantizer.begin(self._fetch(self.names[weight]), *self._factors(layer.name))
         w_step = _module_step(f"{layer.name}.weight_quantizer", quantizer, weight, *layer.factors)
         inputs = (x, *w_step.outputs, *others)
         return [*x_step, w_step, replace(step, inputs=inputs, reads=inputs)]

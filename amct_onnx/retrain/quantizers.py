@@ -53,7 +53,9 @@ class ActivationQuantizer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """`x` on the grid."""
         values = x.to(torch.float32)
-        if not self.is_initialized:
+        if self.is_initialized:
+            self._observer = None  # in DistributedDataParallel, another process may have been the first
+        else:
             self._observe(values)
         high, low = self._limits()
         if self.training:
@@ -191,12 +193,25 @@ class WeightQuantizer(nn.Module):
             scale = self._grid_of_rows(flat).scale
         else:
             if not self.is_initialized:
-                with torch.no_grad():
-                    self.scale.copy_(self._grid_of_rows(flat).scale)
+                self._begin(flat)
                 self.is_initialized.fill_(True)
             scale = self.scale.abs().clamp(min=FLT_EPS)  # a step is positive, wherever training takes its parameter
         used = scale.detach().reshape(along)
         return scale, Grid(scale=used, offset=torch.zeros_like(used), num_bits=self.num_bits)
+
+    def begin(self, weight: Tensor, *factors: Tensor) -> None:
+        """Let a learned scale begin as that of the range, until the first forward pass does so with what it sees.
+
+        In DistributedDataParallel, all processes then have one, also those that did not take part in that pass.
+        """
+        if self.learned:
+            rows = self._channels_first(weight.detach().to(torch.float32))
+            rows = rows * _sign(factors, rows)
+            self._begin(rows.reshape(len(rows) if self.channel_wise else 1, -1))
+
+    def _begin(self, flat: Tensor) -> None:
+        with torch.no_grad():
+            self.scale.copy_(self._grid_of_rows(flat).scale)
 
     def _grid_of_rows(self, flat: Tensor) -> Grid:
         return grid_of_range(flat.amin(1), flat.amax(1), num_bits=self.num_bits, symmetric=True)
