@@ -13,6 +13,7 @@ torch = pytest.importorskip("torch")
 from amct_onnx import (  # noqa: E402
     create_compressed_retrain_model,
     create_quant_retrain_model,
+    restore_compressed_retrain_model,
     save_compressed_retrain_model,
     save_quant_retrain_model,
     to_torch,
@@ -44,21 +45,21 @@ FLOAT = 91.5
 """Percentage of right answers of the network as it is, on the pictures that judge."""
 
 
-def forms(first: str, second: str) -> dict[str, str]:
+def forms(first: str, second: str, ascend: str = "False") -> dict[str, str]:
     """The first layer keeps its channels in all of them: it makes those of the whole first stage, through its sums."""
-    channels, single = FILTER.format(0.3, "False"), SINGLE.format(0)
+    channels, half, single = FILTER.format(0.3, ascend), FILTER.format(0.5, ascend), SINGLE.format(0)
     return {
         "channels": f"""
             prune_config {{ {channels} }}
             regular_prune_skip_layers: "{first}"
             override_layer_configs: {{
-                layer_name: "{second}" prune_config: {{ {FILTER.format(0.5, "False")} }}
+                layer_name: "{second}" prune_config: {{ {half} }}
             }}""",
         "two in four": f"""
             prune_config {{ {single} }}
             regular_prune_skip_layers: "{first}"
             override_layer_configs: {{ layer_name: "{second}" prune_config: {{ {SINGLE.format(1)} }} }}""",
-        "channels and INT8": COMBINED.format(channels, first, FILTER.format(0.5, "False")),
+        "channels and INT8": COMBINED.format(channels, first, half),
         "two in four and INT8": COMBINED.format(single, first, SINGLE.format(1)),
         "INT4, one scale a layer": "retrain_weight_quant_config { arq_retrain { dst_type: INT4 channel_wise: false } }",
     }
@@ -94,6 +95,29 @@ def test_training_gives_back_accuracy(form: str, tmp_path: Path) -> None:
     assert before == pytest.approx(MEASURED[form][0], abs=2)
     assert after > MEASURED[form][1] - 2
     assert onnx.load(result.fake_quant_model).graph.node
+
+
+@pytest.mark.parametrize("form", list(forms("", ""))[:4])
+def test_the_examples_of_sparsity(form: str, tmp_path: Path) -> None:
+    """As the manual has them: what remains is a multiple of 16."""
+    path, (_, images, _) = network("resnet20-cifar10"), cifar10()
+    x = ((images[:16] / np.float32(255) - IMAGENET_MEAN) / IMAGENET_STD).transpose(0, 3, 1, 2).astype(np.float32)
+    names = [node.name for node in onnx.load(path).graph.node if node.op_type == "Conv"]
+    (tmp_path / "form.cfg").write_text(forms(names[0], names[1], "True")[form])
+    module = create_compressed_retrain_model(path, tmp_path / "form.cfg", tmp_path / "record.txt")
+    assert all((row.channels - row.removed) % 16 == 0 for row in module.pruning.rows)
+    module(torch.from_numpy(x)).sum().backward()
+    result = save_compressed_retrain_model(module, tmp_path / "net", data=x)
+    assert onnx.load(result.deploy_model).graph.node
+    module.eval()
+    restored = restore(path, tmp_path, module)
+    with torch.no_grad():
+        assert torch.equal(restored.eval()(torch.from_numpy(x)), module(torch.from_numpy(x)))
+
+
+def restore(path: Path, folder: Path, module: torch.nn.Module) -> torch.nn.Module:
+    torch.save(module.state_dict(), folder / "net.pth")
+    return restore_compressed_retrain_model(path, folder / "form.cfg", folder / "record.txt", folder / "net.pth")
 
 
 QUANT = """
