@@ -14,6 +14,7 @@ from graphs import model, run
 torch = pytest.importorskip("torch")
 
 from amct_onnx import (  # noqa: E402
+    ArgumentError,
     ConfigError,
     DataError,
     ModelError,
@@ -233,6 +234,11 @@ def test_what_training_drove_out_of_the_numbers_is_not_saved(name, value, said):
         module.get_parameter(name).view(-1)[0] = value
     with pytest.raises(ModelError, match=said):
         save_quant_retrain_model(module, None)
+
+
+def test_what_does_not_train_is_refused():
+    with pytest.raises(ArgumentError, match="train must be a function"):
+        retrain_onnx(GOLDEN / "qat_arq" / "model.onnx", train=3)
 
 
 def test_what_is_no_batch_is_refused():
@@ -505,6 +511,20 @@ def test_limits_are_found_on_as_many_batches_as_asked_for():
         save_quant_retrain_model(module, None)
     module(torch.from_numpy(draw(4, 4, 6, 6)))
     save_quant_retrain_model(module, None)
+
+
+def test_a_channel_that_training_left_without_weights_keeps_its_bias():
+    network = turned()
+    values = {tensor.name: tensor for tensor in network.graph.initializer}
+    small = np.array([1, 1, 2, 2, 1e-9, 1, 1, 1], np.float32)
+    values["s1"].CopyFrom(onnx.numpy_helper.from_array(small, "s1"))
+    module = create_quant_retrain_model(None, network)
+    x = draw(4, 4, 6, 6)
+    module.eval()(torch.from_numpy(x))
+    result = save_quant_retrain_model(module, None, data=x)
+    assert result.plan.notes["c1"] == ("coarser weights in channel 4: the bias would leave int32 on their own scale",)
+    assert result.output_errors["y"].sqnr > 40
+    assert verify_deploy_model(result.deploy_model).errors == ()
 
 
 # what a configuration may say

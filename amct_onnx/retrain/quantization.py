@@ -16,14 +16,14 @@ from torch import nn
 
 from amct_onnx.convert import run_once
 from amct_onnx.data import CalibrationSource, Feed
-from amct_onnx.errors import ModelError, located
+from amct_onnx.errors import ArgumentError, ModelError, located
 from amct_onnx.formats.model_file import read_model, write_files
 from amct_onnx.formats.retrain_json import RetrainSource, format_retrain_json, load_retrain_config
 from amct_onnx.kernels.quant_params import QuantParams
 from amct_onnx.passes.graph import Array
 from amct_onnx.passes.layers import channels_first, weight_of
 from amct_onnx.passes.manager import run_passes
-from amct_onnx.passes.pipelines import FUSE, GIVEN
+from amct_onnx.passes.pipelines import FUSE, TRAINED
 from amct_onnx.passes.quantize_weights import with_usable_scales
 from amct_onnx.passes.state import LayerPlan, QuantState
 from amct_onnx.planning import GivenLayer, plan_given
@@ -140,6 +140,8 @@ def retrain_onnx(
         ConfigError, ModelError, DataError, OutputError, NotAvailableError: each names what was found, where, and what
             is allowed. No file is left behind.
     """
+    if not callable(train):
+        raise ArgumentError(f"train must be a function that takes the module, found {train!r:.60}")
     module = create_quant_retrain_model(cfg, model)
     train(module)
     return save_quant_retrain_model(module, save_path, data=data)
@@ -194,9 +196,9 @@ def save_quantized(
     state = replace(state, plan=replace(plan, layers=_scaled(state, before)))
     feed, expected = run_once(session, source, data)
     require_same(state, expected, feed)
-    run_passes(GIVEN, state)
+    run_passes(TRAINED, state)
     for name, reason in state.left_float.items():
-        raise ModelError(f"layer {name!r} cannot be quantized as it was trained: {reason}")
+        raise ModelError(f"layer {name!r} cannot be quantized as it was trained, list it in skip_layers: {reason}")
     state = replace(state, plan=final_plan(state))
     results = make_results(state)
     assert results.record is not None, "only a strategy of Vitis AI leaves none"
