@@ -377,6 +377,15 @@ def test_layers_of_one_weight_keep_their_channels_and_its_readers_too():
     assert len(list(module.parameters())) == 3
 
 
+@pytest.mark.parametrize(("value", "kind"), [(np.nan, "NaN"), (np.inf, "inf")])
+def test_weights_that_are_no_numbers_have_no_norm(value, kind):
+    weights = draw(8, 4, 1, 1)
+    weights[3, 2] = value
+    text = "g (float[N, 4, 6, 6] x) => (float[N, 3, 6, 6] y) { [a] b = Conv (x, v) [c] y = Conv (b, w) }"
+    with pytest.raises(ModelError, match=f"the weight 'v' of layer 'a' holds {kind}"):
+        create_prune_retrain_model(model(text, {"v": weights, "w": draw(3, 8, 1, 1)}), filters(0.5))
+
+
 def test_layers_that_keep_their_channels_say_why():
     skipped = create_prune_retrain_model(NETWORK, filters(0.5)).pruning.plan.skipped
     assert skipped == {"fc2": "its channels stay: 'y' is an output of the model"}

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from amct_onnx.errors import ModelError
 from amct_onnx.kernels.sparsity import balanced_choice, filter_norms
 from amct_onnx.passes.channel_rules import visit
 from amct_onnx.passes.channel_walk import FIXED, Atoms, Cut, Kept, Use, Walk
@@ -66,8 +67,12 @@ class ChannelMap:
     root: Callable[[Atoms], Atoms] = field(repr=False)
 
     def norms(self, group: ChannelGroup) -> NDArray[np.float64]:
-        """The norm of each class: the mean over the filters of all producers that belong to it, [classes]."""
-        total, count = self._collected(group, lambda node: filter_norms(channels_first(node, _values(node, 1))))
+        """The norm of each class: the mean over the filters of all producers that belong to it, [classes].
+
+        Raises:
+            ModelError: a weight holds NaN or inf.
+        """
+        total, count = self._collected(group, _norms)
         return np.asarray(total / np.maximum(count, 1))
 
     def sums(self, group: ChannelGroup, values: Mapping[str, Array]) -> NDArray[np.float64]:
@@ -141,6 +146,14 @@ class ChannelMap:
         is_shared = len(tensor.outputs) > 1 or self.graph.is_output(tensor)
         name = unique_name(f"{node.name}.{index}", self.graph.tensor_names()) if is_shared else tensor.name
         set_input(node, index, self.graph.new_constant(name, np.ascontiguousarray(values)))
+
+
+def _norms(node: Node) -> Array:
+    values = _values(node, 1)
+    if not np.isfinite(values).all():
+        kind = "NaN" if np.isnan(values).any() else "inf"
+        raise ModelError(f"the weight {node.inputs[1].name!r} of layer {node.name!r} holds {kind}")
+    return filter_norms(channels_first(node, values))
 
 
 def _spared(group: ChannelGroup, order: Array, count: int, parts: list[set[int]]) -> Atoms:
