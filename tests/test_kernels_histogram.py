@@ -66,6 +66,24 @@ def assert_describes(side: Side, values: np.ndarray, exponent: int) -> None:
     assert side.size == len(values)
 
 
+@given(parts=batches, more=batches, kept=st.integers(1, 12))
+@settings(max_examples=40 if JIT else 4, deadline=None)
+def test_what_goes_on_from_a_state_is_what_never_stopped(
+    parts: list[np.ndarray], more: list[np.ndarray], kept: int
+) -> None:
+    resumed = SignedHistogram.of_state(filled(parts, kept).state(), kept=kept)
+    assert_same(resumed, filled(parts, kept))
+    for part in more:
+        resumed.add(part)
+    assert_same(resumed, filled([*parts, *more], kept))
+
+
+@pytest.mark.parametrize("cut", [slice(0, 0), slice(0, 3), slice(0, -1), slice(1, None)])
+def test_what_is_no_state_is_refused(cut: slice) -> None:
+    with pytest.raises(ValueError, match="not one of a histogram"):
+        SignedHistogram.of_state(filled([np.ones(5, np.float32)]).state()[cut], kept=8)
+
+
 @EXAMPLES
 @given(parts=batches, kept=st.sampled_from([1, 8, 1000]), data=st.data())
 def test_any_split_order_and_merge_give_the_same_bits(parts: list[np.ndarray], kept: int, data: st.DataObject) -> None:

@@ -129,3 +129,9 @@ def test_the_name_of_an_input_that_nobody_reads_is_taken_too():
     _, result = split(source)
     assert result.graph.node[0].input[1] == "a.weight_1"
     assert_same_numbers(source, result, rtol=0)
+
+
+def test_what_became_a_copy_is_told():
+    text = "g (float[1, 2, 4, 4] x) => (float[1, 2, 4, 4] y) { [a] t = Conv(x, w, b) [b] y = Conv(t, w, b) }"
+    state, _ = split(model(text, {"w": normal(2, 2, 1, 1), "b": normal(2)}))
+    assert state.copies == {"a.weight": "w", "a.bias": "b"}

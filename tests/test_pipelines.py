@@ -18,6 +18,7 @@ from amct_onnx.passes.pipelines import (
     QDQ_GRIDS,
     REWRITE,
     TAKE_OVER_GRIDS,
+    TRAINED,
     calibrate,
     calibrate_by_strategy,
 )
@@ -28,7 +29,7 @@ from amct_onnx.passes.state import Invariant, Pass, QuantState
 AFTER_PLANNING = (invariants.STANDARD_ONLY, invariants.PLANNED)
 
 
-@pytest.mark.parametrize("scales", [calibrate([]), GIVEN], ids=["calibrated", "given"])
+@pytest.mark.parametrize("scales", [calibrate([]), GIVEN, TRAINED], ids=["calibrated", "given", "trained"])
 @pytest.mark.parametrize("last", [DEPLOY, FAKE_QUANT, QDQ], ids=["deploy", "fake quant", "qdq"])
 def test_every_requirement_is_ensured_earlier(scales, last):
     check(scales, last)

@@ -127,12 +127,29 @@ def test_the_table_names_layers_and_figures():
         ({"compress_ratio": 2.0}, [DATA[0], np.zeros(3)], DataError, "give a loss"),
         ({"compress_ratio": 2.0}, [[DATA[0]] * 2, DATA[1]], DataError, "2 were given"),
         ({"compress_ratio": 2.0}, [{"z": DATA[0]}, DATA[1]], DataError, "no input 'z'"),
+        ({"compress_ratio": 2.0}, [DATA[0], ["a", "b", "c"]], DataError, "label in input_data is no array of numbers"),
+        ({"compress_ratio": 2.0}, [DATA[0], 3], DataError, "label in input_data must hold one sample after the other"),
+        ({"compress_ratio": 2.0}, [DATA[0] * np.nan, DATA[1]], DataError, "the loss of sample 0 in input_data is nan"),
         (3, DATA, ConfigError, "found int"),
     ],
 )
 def test_what_cannot_be_is_said(config, data, error, said):
     with pytest.raises(error, match=said):
         auto_channel_prune_search(NETWORK, config, data)
+
+
+@pytest.mark.parametrize(
+    ("loss", "said"),
+    [
+        ("cross_entropy", "loss must be callable, or None; found 'cross_entropy'"),
+        (lambda y, t: y, r"found a tensor of shape \[1, 4\]"),
+        (lambda y, t: 3.0, "found 3.0"),
+        (lambda y, t: t.sum(), "computed from the output"),
+    ],
+)
+def test_what_is_no_loss_is_refused(loss, said):
+    with pytest.raises(ArgumentError, match=said):
+        auto_channel_prune_search(NETWORK, {"compress_ratio": 2.0}, DATA, loss=loss)
 
 
 def test_an_override_file_holds_sparsity_only(tmp_path):

@@ -355,6 +355,37 @@ def test_only_overrides_that_quantize_leave_the_rest_float():
     assert module.plan.skipped["fc1"] == "the configuration does not ask for it"
 
 
+def test_layers_of_one_weight_keep_their_channels_and_its_readers_too():
+    network = model(
+        """
+        g (float[N, 4, 6, 6] x) => (float[N, 8, 6, 6] y) {
+          [first] a = Conv (x, v)
+          [second] b = Conv (a, w)
+          [third] c = Conv (b, w)
+          [fourth] d = Conv (c, u)
+          [last] y = Conv (d, w)
+        }
+        """,
+        {"v": draw(8, 4, 1, 1), "w": draw(8, 8, 1, 1, seed=1), "u": draw(8, 8, 1, 1, seed=2)},
+    )
+    with pytest.raises(ConfigError, match=r"layer 'third' cannot be pruned .* 'second' has the same weight"):
+        create_prune_retrain_model(network, {"override_layer_configs": [{"layer_name": "third", **filters(0.5)}]})
+    module = create_prune_retrain_model(network, filters(0.5))
+    assert module.pruning.rows == ()
+    assert module.pruning.plan.skipped["second"] == "'third' has the same weight"
+    assert "'second' (Conv) needs all of its channels" in module.pruning.plan.skipped["first"]
+    assert len(list(module.parameters())) == 3
+
+
+@pytest.mark.parametrize(("value", "kind"), [(np.nan, "NaN"), (np.inf, "inf")])
+def test_weights_that_are_no_numbers_have_no_norm(value, kind):
+    weights = draw(8, 4, 1, 1)
+    weights[3, 2] = value
+    text = "g (float[N, 4, 6, 6] x) => (float[N, 3, 6, 6] y) { [a] b = Conv (x, v) [c] y = Conv (b, w) }"
+    with pytest.raises(ModelError, match=f"the weight 'v' of layer 'a' holds {kind}"):
+        create_prune_retrain_model(model(text, {"v": weights, "w": draw(3, 8, 1, 1)}), filters(0.5))
+
+
 def test_layers_that_keep_their_channels_say_why():
     skipped = create_prune_retrain_model(NETWORK, filters(0.5)).pruning.plan.skipped
     assert skipped == {"fc2": "its channels stay: 'y' is an output of the model"}

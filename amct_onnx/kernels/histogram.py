@@ -280,6 +280,37 @@ class SignedHistogram:
             self._filled[side] = start + more
             self._drop_small(side)
 
+    def state(self) -> NDArray[np.int64]:
+        """Everything that was taken in, as numbers that `of_state` understands."""
+        self._unpack()
+        for side in (0, 1):
+            self._drop_small(side)
+        head = np.array([self.count, self.finite, self._exponent, *self._filled], np.int64)
+        extremes = [self._extremes[side, : self._filled[side]].astype(np.int64) for side in (0, 1)]
+        return np.concatenate([head, self._counts.ravel(), self._sums.ravel(), *extremes])
+
+    @classmethod
+    def of_state(cls, state: NDArray[np.int64], *, kept: int) -> SignedHistogram:
+        """A histogram that goes on where another one with the same `kept` gave its `state`.
+
+        Raises:
+            ValueError: it is no such state.
+        """
+        head, bins = 5, 2 * BINS
+        held = state[3:head]
+        room = state.size - head - 2 * bins
+        if room < 0 or state[2] < MIN_EXPONENT or held.min() < 0 or held.max() > kept or held.sum() != room:
+            raise ValueError("the state is not one of a histogram")
+        fresh = cls(kept=kept)
+        fresh.count, fresh.finite, fresh._exponent = int(state[0]), bool(state[1]), int(state[2])
+        counts, sums, extremes = np.split(state[head:], [bins, 2 * bins])
+        fresh._counts, fresh._sums = counts.reshape(2, BINS).copy(), sums.reshape(2, BINS).copy()
+        for side, values in enumerate(np.split(extremes, [int(state[3])])):
+            fresh._extremes[side, : values.size] = values
+            fresh._filled[side] = values.size
+            fresh._drop_small(side)
+        return fresh
+
     @property
     def positive(self) -> Side:
         """The values above zero."""

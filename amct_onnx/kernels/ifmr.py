@@ -90,7 +90,8 @@ class IfmrObserver:
         self.asymmetric = asymmetric
         share = 1.0 - min(params.max_percentile, params.min_percentile)
         # so many values are cut off 2^30 values by a percentile, which is then exact up to that size
-        self._histogram = SignedHistogram(kept=min(max(math.ceil(share * 2**30), 1 << 10), 1 << 14))
+        self._kept = min(max(math.ceil(share * 2**30), 1 << 10), 1 << 14)
+        self._histogram = SignedHistogram(kept=self._kept)
 
     @property
     def count(self) -> int:
@@ -120,6 +121,18 @@ class IfmrObserver:
         if (self._settings, self.asymmetric) != (other._settings, other.asymmetric):
             raise ValueError("only observers with the same parameters can be merged")
         self._histogram.merge(other._histogram)
+
+    def state(self) -> NDArray[np.int64]:
+        """Everything that was seen, as numbers that `resume` understands."""
+        return self._histogram.state()
+
+    def resume(self, state: NDArray[np.int64]) -> None:
+        """Go on where another observer with the same parameters was when it gave its `state`.
+
+        Raises:
+            ValueError: it is no such state.
+        """
+        self._histogram = SignedHistogram.of_state(state, kept=self._kept)
 
     def params(self) -> QuantParams:
         """The scale with the smallest loss, and its offset.

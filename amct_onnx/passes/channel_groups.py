@@ -10,12 +10,13 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from amct_onnx.errors import ModelError
 from amct_onnx.kernels.sparsity import balanced_choice, filter_norms
 from amct_onnx.passes.channel_rules import visit
 from amct_onnx.passes.channel_walk import FIXED, Atoms, Cut, Kept, Use, Walk
 from amct_onnx.passes.graph import Array, Graph, Node, constant, is_standard, set_constant, set_input, unique_name
 from amct_onnx.passes.layers import channels_first
-from amct_onnx.passes.shapes import TensorType, infer_types
+from amct_onnx.passes.shapes import infer_types
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,8 +67,12 @@ class ChannelMap:
     root: Callable[[Atoms], Atoms] = field(repr=False)
 
     def norms(self, group: ChannelGroup) -> NDArray[np.float64]:
-        """The norm of each class: the mean over the filters of all producers that belong to it, [classes]."""
-        total, count = self._collected(group, lambda node: filter_norms(channels_first(node, _values(node, 1))))
+        """The norm of each class: the mean over the filters of all producers that belong to it, [classes].
+
+        Raises:
+            ModelError: a weight holds NaN or inf.
+        """
+        total, count = self._collected(group, _norms)
         return np.asarray(total / np.maximum(count, 1))
 
     def sums(self, group: ChannelGroup, values: Mapping[str, Array]) -> NDArray[np.float64]:
@@ -143,6 +148,14 @@ class ChannelMap:
         set_input(node, index, self.graph.new_constant(name, np.ascontiguousarray(values)))
 
 
+def _norms(node: Node) -> Array:
+    values = _values(node, 1)
+    if not np.isfinite(values).all():
+        kind = "NaN" if np.isnan(values).any() else "inf"
+        raise ModelError(f"the weight {node.inputs[1].name!r} of layer {node.name!r} holds {kind}")
+    return filter_norms(channels_first(node, values))
+
+
 def _spared(group: ChannelGroup, order: Array, count: int, parts: list[set[int]]) -> Atoms:
     """The first classes in `order` that may go, without taking the last one from any part."""
     gone: list[int] = []
@@ -180,17 +193,17 @@ def _masked(values: Array, cut: Cut, stays: Array) -> Array:
     return masked
 
 
-def channel_map(graph: Graph, enabled: Collection[str], types: Mapping[str, TensorType] | None = None) -> ChannelMap:
+def channel_map(graph: Graph, enabled: Collection[str], *, whole: Collection[str] = ()) -> ChannelMap:
     """What can be taken from a prepared graph.
 
     Args:
         graph: stays untouched; the result refers to it.
         enabled: layers that may lose output channels.
-        types: of its tensors, where they are known.
+        whole: layers whose weight keeps its shape.
     """
-    walk = Walk(graph, infer_types(graph) if types is None else types, enabled)
+    walk = Walk(graph, infer_types(graph), enabled)
     for node in graph.nodes:
-        visit(walk, node, standard=is_standard(node))
+        visit(walk, node, standard=is_standard(node) and node.name not in whole)
     _settle_blocks(walk)
     cuts = tuple(_resolved(walk, cut) for cut in walk.cuts)
     return ChannelMap(

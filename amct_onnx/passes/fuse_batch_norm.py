@@ -20,6 +20,7 @@ from amct_onnx.passes.graph import (
     Graph,
     Node,
     constant_input,
+    is_constant,
     is_standard,
     nodes_of,
     producer,
@@ -76,6 +77,25 @@ def _run(state: QuantState) -> None:
             state.remarks[norm.name] = f"not folded: the weights of {layer.name!r} would not be finite"
             continue
         _fold(state, layer, norm, fused, names)
+
+
+def folding_factors(graph: Graph) -> dict[str, tuple[str, ...]]:
+    """What folding would multiply the output channels of each layer by, but for positive numbers.
+
+    Returns:
+        Layer -> initializers, one number or one per channel each, whose product has the sign of the factor.
+    """
+    trial = QuantState(graph=graph.copy())
+    _run(trial)
+    found: dict[str, tuple[str, ...]] = {}
+    nodes = {node.name: node for node in graph.nodes}
+    for name, target in trial.folded.items():
+        if nodes[name].op != "BatchNormalization":
+            continue
+        scaling = [nodes[other] for other, norm in trial.folded.items() if norm == name and nodes[other].op == "Mul"]
+        constants = [tensor.name for node in scaling for tensor in node.inputs if is_constant(tensor)]
+        found[target] = (nodes[name].inputs[1].name, *constants)
+    return found
 
 
 def _why_not_norm(norm: Node) -> str | None:

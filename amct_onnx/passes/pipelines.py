@@ -90,6 +90,9 @@ def calibrate_by_strategy(run: CalibrationRun) -> tuple[Pass, ...]:
 GIVEN: tuple[Pass, ...] = (BALANCE_GIVEN, TAKE_GIVEN, CHECK_BIASES)
 """Fills in the parameters that the plan knows: takes the place of calibration."""
 
+TRAINED: tuple[Pass, ...] = (TAKE_GIVEN, FIT_BIASES)
+"""The same for what training found; channels left all but without weights get the scale that their bias needs."""
+
 INTEGER: tuple[Pass, ...] = (
     CORRECT_BIASES,
     INSERT_QUANT,

@@ -23,9 +23,10 @@ def _own(state: QuantState, node: Node, index: int, wanted: str, names: set[str]
     shared = node.inputs[index]
     if len(shared.outputs) == 1 and not state.graph.is_output(shared):
         return
-    values = constant(shared)
+    values, name = constant(shared), unique_name(wanted, names)
     assert values is not None
-    set_input(node, index, state.graph.new_constant(unique_name(wanted, names), values))
+    set_input(node, index, state.graph.new_constant(name, values))
+    state.copies[name] = shared.name
 
 
 SPLIT_SHARED = Pass(name="split shared weights", run=_run, requires=(NAMED, LIFTED), ensures=(UNSHARED,))

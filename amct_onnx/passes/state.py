@@ -132,6 +132,7 @@ class QuantState:
     plan: made once, between preparation and calibration.
     gone: nodes that passes took out of the graph -> the reason.
     folded: nodes that were folded into another one, which computes what they did -> that one.
+    copies: initializers that layers got for themselves -> the one that they had in common with others.
     remarks: nodes that stayed -> why a pass that looked at them left them.
     balances: layer -> what its weight was multiplied by and its input divided by, [Cin].
     activations: layer, or key of a tensor that is quantized by itself -> parameters of its input.
@@ -155,6 +156,7 @@ class QuantState:
     plan: QuantPlan = field(default_factory=QuantPlan)
     gone: dict[str, str] = field(default_factory=dict)
     folded: dict[str, str] = field(default_factory=dict)
+    copies: dict[str, str] = field(default_factory=dict)
     remarks: dict[str, str] = field(default_factory=dict)
     balances: dict[str, NDArray[np.float32]] = field(default_factory=dict)
     activations: dict[str, QuantParams] = field(default_factory=dict)

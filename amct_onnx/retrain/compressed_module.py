@@ -80,8 +80,14 @@ class CompressedModule(QuantRetrainModule):
         pruning: what was made sparse.
     """
 
-    def __init__(self, source: LightModel, plan: RetrainPlan, pruning: Pruning) -> None:
-        super().__init__(source, plan)
+    def __init__(
+        self,
+        source: LightModel,
+        plan: RetrainPlan,
+        pruning: Pruning,
+        ties: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
+        super().__init__(source, plan, ties)
         self.pruning = pruning
         self._masks: dict[str, WeightMask] = {}
         self._masked_layers: dict[str, str] = {}

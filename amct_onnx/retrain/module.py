@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import onnx
@@ -53,7 +53,8 @@ class OnnxModule(nn.Module):
         names: initializer or output of a Constant -> name in the `state_dict`, where it has one.
     """
 
-    def __init__(self, source: LightModel) -> None:
+    def __init__(self, source: LightModel, ties: Mapping[str, str] = MappingProxyType({})) -> None:
+        """`ties`: initializers -> others that they are one parameter with, under both names."""
         super().__init__()
         self._source = source
         self._places: dict[str, _Place] = {}
@@ -68,6 +69,9 @@ class OnnxModule(nn.Module):
 
         self._program = program_of(source.proto.graph, _opset_of(source.proto), store)
         self._order_as_stored()
+        for name, other in ties.items():
+            place, parameter = self._places[self.names[name]], self._fetch(self.names[other])
+            place.holder.register_parameter(place.attribute, cast(nn.Parameter, parameter))
 
     def forward(self, *inputs: Tensor, **named: Tensor) -> Tensor | tuple[Tensor, ...]:
         """The output of the model, or a tuple of all where there are several.
@@ -77,7 +81,7 @@ class OnnxModule(nn.Module):
             named: inputs by name.
 
         Raises:
-            DataError: inputs are missing, or too many.
+            DataError: inputs are missing, or too many, or no tensors.
             ModelError: a node fails, as where shapes do not fit.
         """
         outputs = self._program.run(self._given(inputs, named), self._fetch, training=self.training)
@@ -87,9 +91,11 @@ class OnnxModule(nn.Module):
         given = dict(zip(self.input_names, inputs, strict=False)) | named
         if len(inputs) > len(self.input_names) or len(given) != len(inputs) + len(named):
             raise DataError(f"the model has the inputs {self.input_names}; {len(inputs) + len(named)} were given")
-        for name in given:
+        for name, value in given.items():
             if name not in self.input_names:
                 raise DataError(f"the model has no input {name!r}{nearest(name, self.input_names)}")
+            if not isinstance(value, Tensor):
+                raise DataError(f"input {name!r} must be a torch tensor, found {type(value).__name__}")
         if missing := [name for name in self.input_names if name not in given]:
             raise DataError(f"the model's inputs {missing} are missing")
         return given

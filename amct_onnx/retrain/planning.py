@@ -12,9 +12,18 @@ from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 from amct_onnx.errors import ConfigError, ModelError, NotAvailableError, located, nearest
+from amct_onnx.passes.fuse_batch_norm import folding_factors
 from amct_onnx.passes.graph import Node, is_standard, producer
 from amct_onnx.passes.layer_types import PER_CHANNEL, is_of_type, says_rank
-from amct_onnx.passes.layers import group_of, has_weight, is_depthwise, is_recurrent, layout_of, spatial_axes
+from amct_onnx.passes.layers import (
+    has_weight,
+    is_depthwise,
+    is_recurrent,
+    layout_of,
+    spatial_axes,
+    why_not_4_bits,
+    why_not_16_bits,
+)
 from amct_onnx.passes.shapes import infer_types
 from amct_onnx.passes.state import QuantState
 from amct_onnx.planning import why_not_layer
@@ -39,6 +48,7 @@ class RetrainLayer:
     fixed_min: whether the lower limit of the activations stays at zero.
     symmetric: whether the activations have no offset.
     axis, group: where the output channels of the weight are, and in how many groups.
+    factors: initializers whose product has the sign that folding BatchNormalization gives each output channel.
     """
 
     name: str
@@ -49,6 +59,7 @@ class RetrainLayer:
     symmetric: bool
     axis: int
     group: int
+    factors: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,7 +105,7 @@ def plan_quantization(state: QuantState, config: RetrainConfig) -> RetrainPlan:
     if config.prunes:
         raise ConfigError("the configuration asks for sparsity (prune_config), which is no part of quantization")
     check_names(state, config)
-    types = infer_types(state.graph)
+    types, factors = infer_types(state.graph), folding_factors(state.graph)
     layers: dict[str, RetrainLayer] = {}
     disabled: dict[str, RetrainLayer] = {}
     skipped, notes = dict(state.gone), {}
@@ -110,10 +121,12 @@ def plan_quantization(state: QuantState, config: RetrainConfig) -> RetrainPlan:
             skipped[node.name] = reason
             continue
         request = _Request.of(node, config)
-        layer = request.decide()
+        layer = replace(request.decide(), factors=factors.get(node.name, ()))
         if reason := request.why_disabled():
             disabled[node.name], skipped[node.name] = layer, reason
             continue
+        if layer.activation.num_bits == 4:
+            raise NotAvailableError(f"layer {node.name!r}: activations of INT4 are not available; INT8 and INT16 are")
         layers[node.name] = layer
         if request.notes:
             notes[node.name] = tuple(request.notes)
@@ -155,26 +168,28 @@ class _Request:
 
     def decide(self) -> RetrainLayer:
         wide = self.config.everywhere
-        activation, _ = self._pick(self.own.activation, self.of_type.activation, wide.activation, UlqActivation())
+        activation, wider = self._pick(self.own.activation, self.of_type.activation, wide.activation, UlqActivation())
         weight, source = self._pick(self.own.weight, self.of_type.weight, wide.weight, ArqRetrain())
         with located(f"layer {self.node.name!r}"):
             require_widths(activation, weight)
-            if activation.num_bits != 8:
-                raise NotAvailableError(
-                    f"{activation.num_bits}-bit activations are not available yet; use dst_type INT8"
-                )
         layout, front = layout_of(self.node), producer(self.node.inputs[0])
         behind_relu = front is not None and front.op == "Relu" and is_standard(front)
         return RetrainLayer(
             name=self.node.name,
             op_type=self.node.op,
-            activation=activation,
+            activation=self._activation(activation, wider),
             weight=self._weight(weight, source),
             fixed_min=behind_relu if activation.fixed_min is None else activation.fixed_min,
             symmetric=self.node.op == "Conv" and spatial_axes(self.node) == 3,
             axis=layout.axis,
             group=layout.group,
         )
+
+    def _activation(self, activation: UlqActivation, source: str | None) -> UlqActivation:
+        if activation.num_bits == 16 and (reason := why_not_16_bits(self.node)):
+            self._cannot("dst_type INT16", f"{reason}, its activations have 8 bits", source)
+            return replace(activation, num_bits=8)
+        return activation
 
     def _weight(self, weight: ArqRetrain, source: str | None) -> ArqRetrain:
         per_channel = self.node.op in PER_CHANNEL
@@ -183,17 +198,10 @@ class _Request:
             self._cannot("channel_wise: true", "its weights have one scale", source)
             channel_wise = False
         num_bits = weight.num_bits
-        if num_bits == 4 and (reason := self._why_not_4_bits()):
+        if num_bits == 4 and (reason := why_not_4_bits(self.node)):
             self._cannot("dst_type INT4", f"{reason}, its weights have 8 bits", source)
             num_bits = 8
         return replace(weight, channel_wise=channel_wise, num_bits=num_bits)
-
-    def _why_not_4_bits(self) -> str | None:
-        """Two of them share a byte along the input channels."""
-        if group_of(self.node) > 1:
-            return "it has groups"
-        axis = 1 if self.node.op == "Conv" else 0
-        return "its input channels are odd" if self.node.inputs[1].shape[axis] % 2 else None
 
     def _cannot(self, request: str, instead: str, source: str | None) -> None:
         if source is not None:

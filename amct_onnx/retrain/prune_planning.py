@@ -14,6 +14,7 @@ from amct_onnx.passes.graph import Node, is_constant, is_standard, type_name
 from amct_onnx.passes.layers import is_depthwise, output_channels
 from amct_onnx.passes.state import QuantState
 from amct_onnx.retrain.planning import check_names, is_of, type_override
+from amct_onnx.retrain.trained import shared_layers
 from amct_onnx.retrain_config import FilterPrune, RetrainConfig, RetrainLayerConfig, SelectivePrune
 
 _LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
@@ -44,6 +45,7 @@ def plan_pruning(state: QuantState, config: RetrainConfig) -> PrunePlan:
     if not config.prunes:
         raise ConfigError("the configuration asks for no sparsity; prune_config says which, for all layers or for some")
     check_names(state, config)
+    shared = shared_layers(state)
     filters: dict[str, FilterPrune] = {}
     selective: dict[str, SelectivePrune] = {}
     skipped: dict[str, str] = {}
@@ -54,9 +56,9 @@ def plan_pruning(state: QuantState, config: RetrainConfig) -> PrunePlan:
                 raise ConfigError(f"layer {node.name!r} is to be pruned, but {node.op} is no layer with a weight")
             continue
         wish = own or _wish(node, config)
-        reason = _why_skipped(node, config) or _why_not(node, wish)
+        reason = _why_skipped(node, config) or _why_not(node, wish, shared)
         if wish is None or reason is not None:
-            if own is not None and (why := _why_not(node, own)) is not None:
+            if own is not None and (why := _why_not(node, own, shared)) is not None:
                 raise ConfigError(f"layer {node.name!r} cannot be pruned as its override asks: {why}")
             skipped[node.name] = reason or "the configuration does not ask for it"
         elif isinstance(wish, FilterPrune):
@@ -86,7 +88,7 @@ def _why_skipped(node: Node, config: RetrainConfig) -> str | None:
     return None
 
 
-def _why_not(node: Node, wish: FilterPrune | SelectivePrune | None) -> str | None:
+def _why_not(node: Node, wish: FilterPrune | SelectivePrune | None, shared: Mapping[str, str]) -> str | None:
     """Why a layer cannot be pruned in this way; what lies behind it does not matter here."""
     if not is_constant(node.inputs[1]):
         return "its weight is computed at run time"
@@ -98,6 +100,8 @@ def _why_not(node: Node, wish: FilterPrune | SelectivePrune | None) -> str | Non
         return "its input is a constant"
     if not isinstance(wish, FilterPrune):
         return None
+    if node.name in shared:
+        return shared[node.name]
     if is_depthwise(node):
         return "it treats every channel by itself, and loses those that its input loses"
     return "it has one output channel" if output_channels(node) < 2 else None

@@ -30,6 +30,7 @@ from amct_onnx.retrain.channel_pruning import wanted_count
 from amct_onnx.retrain.module import OnnxModule
 from amct_onnx.retrain.prune_planning import plan_pruning
 from amct_onnx.retrain.quantization import Model
+from amct_onnx.retrain.trained import shared_layers
 from amct_onnx.retrain_config import AutoPruneConfig, FilterPrune, RetrainConfig, RetrainLayerConfig
 
 _log = logging.getLogger("amct_onnx")
@@ -112,11 +113,13 @@ def auto_channel_prune_search(
         ConfigError, ModelError, DataError, NotAvailableError, OutputError: each names what was found, where, and what
             is allowed.
     """
+    if loss is not None and not callable(loss):
+        raise ArgumentError(f"loss must be callable, or None; found {loss!r:.60}")
     wanted = load_auto_prune_config(config)
     state, _ = prepare(read_model(model))
     asked = _asked(wanted)
     plan = plan_pruning(state, asked)
-    channels = channel_map(state.graph, plan.filters)
+    channels = channel_map(state.graph, plan.filters, whole=shared_layers(state))
     module = OnnxModule(state.graph.to_light())
     samples = _samples(module, input_data, state, wanted.test_iteration)
     costs = _Costs(channels, infer_types(state.graph, {k: v.shape for k, v in samples[0][0].items()}))
@@ -180,13 +183,23 @@ def _samples(
         data = dict(zip(module.input_names, listed, strict=True))
     shape = state.graph.inputs[0].shape
     batch = shape[0] if shape and isinstance(shape[0], int) and shape[0] > 0 else 1
-    tensors = {name: torch.as_tensor(values) for name, values in data.items()}
-    answers = torch.as_tensor(label)
+    tensors = {name: _tensor(f"input {name!r}", values) for name, values in data.items()}
+    answers = _tensor("label", label)
     available = min(len(values) for values in (*tensors.values(), answers)) // batch
     if available < count:
         raise DataError(f"input_data holds {available} samples of batch size {batch}; test_iteration is {count}")
     places = [slice(i * batch, (i + 1) * batch) for i in range(count)]
     return [({name: values[place] for name, values in tensors.items()}, answers[place]) for place in places]
+
+
+def _tensor(what: str, values: Any) -> Tensor:
+    try:
+        found = torch.as_tensor(values)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise DataError(f"{what} in input_data is no array of numbers: {error}") from error
+    if not found.ndim:
+        raise DataError(f"{what} in input_data must hold one sample after the other, found {found.item()}")
+    return found
 
 
 def _l1(output: Any, label: Tensor) -> Tensor:
@@ -204,15 +217,24 @@ def _sensitivities(
     producers = [member.node for group in channels.groups for member in group.producers]
     parameters = {node.name: module.get_parameter(module.names[node.inputs[1].name]) for node in producers}
     totals = {node.name: np.zeros(len(channels_first(node, _numpy(parameters[node.name])))) for node in producers}
-    for inputs, label in samples:
+    for number, (inputs, label) in enumerate(samples):
         module.zero_grad()
-        loss(module(**inputs), label).backward()  # type: ignore[no-untyped-call]
+        _checked_loss(loss(module(**inputs), label), number).backward()  # type: ignore[no-untyped-call]
         for node in producers:
             weight = parameters[node.name]
             if weight.grad is not None:
                 taylor = channels_first(node, np.abs(_numpy(weight) * _numpy(weight.grad)))
                 totals[node.name] += taylor.reshape(len(taylor), -1).sum(1)
     return totals
+
+
+def _checked_loss(found: object, sample: int) -> Tensor:
+    if not isinstance(found, Tensor) or found.numel() != 1 or not found.requires_grad:
+        what = f"a tensor of shape {list(found.shape)}" if isinstance(found, Tensor) else repr(found)[:60]
+        raise ArgumentError(f"loss must give a tensor of one number, computed from the output; found {what}")
+    if not found.isfinite().all():
+        raise DataError(f"the loss of sample {sample} in input_data is {found.item()}")
+    return found
 
 
 def _numpy(tensor: Tensor) -> Array:

@@ -31,6 +31,7 @@ from amct_onnx.retrain.module import onnx_module
 from amct_onnx.retrain.planning import RetrainPlan, is_of, plan_quantization
 from amct_onnx.retrain.prune_planning import PrunePlan, plan_pruning
 from amct_onnx.retrain.quantization import Model, load_checkpoint, save_quantized
+from amct_onnx.retrain.trained import shared_layers, ties_of, warn_of_copies
 from amct_onnx.retrain_config import RetrainConfig, RetrainLayerConfig
 
 _FILES = ("deploy_model.onnx", "fake_quant_model.onnx", "record.txt")
@@ -232,11 +233,13 @@ def pruned_state(
         groups: of a record; None lets the norms decide.
         data: inputs whose first batch the proof runs on; None for random numbers.
     """
-    state, _ = prepare(read_model(model))
+    source = read_model(model)
+    warn_of_copies(source.proto.graph)
+    state, _ = prepare(source)
     if not config.prunes:
         return state, Pruning()
     plan = plan_pruning(state, config)
-    channels = channel_map(state.graph, plan.filters)
+    channels = channel_map(state.graph, plan.filters, whole=shared_layers(state))
     removed = chosen_by_norm(channels, plan.filters) if groups is None else chosen_by_record(channels, groups)
     nodes = {node.name: node for node in state.graph.nodes}
     pruning = Pruning(
@@ -283,7 +286,7 @@ def _restored(
 
 def _module(state: QuantState, pruning: Pruning, config: RetrainConfig) -> CompressedModule:
     plan = _plan_quantization(state, config) if _quantizes(config) else RetrainPlan()
-    return CompressedModule(state.graph.to_light(), plan, pruning)
+    return CompressedModule(state.graph.to_light(), plan, pruning, ties_of(state))
 
 
 def _plan_quantization(state: QuantState, config: RetrainConfig) -> RetrainPlan:

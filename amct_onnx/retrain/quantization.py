@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
@@ -15,14 +16,14 @@ from torch import nn
 
 from amct_onnx.convert import run_once
 from amct_onnx.data import CalibrationSource, Feed
-from amct_onnx.errors import ModelError, located
+from amct_onnx.errors import ArgumentError, ModelError, located
 from amct_onnx.formats.model_file import read_model, write_files
 from amct_onnx.formats.retrain_json import RetrainSource, format_retrain_json, load_retrain_config
 from amct_onnx.kernels.quant_params import QuantParams
 from amct_onnx.passes.graph import Array
 from amct_onnx.passes.layers import channels_first, weight_of
 from amct_onnx.passes.manager import run_passes
-from amct_onnx.passes.pipelines import FUSE, GIVEN
+from amct_onnx.passes.pipelines import FUSE, TRAINED
 from amct_onnx.passes.quantize_weights import with_usable_scales
 from amct_onnx.passes.state import LayerPlan, QuantState
 from amct_onnx.planning import GivenLayer, plan_given
@@ -31,6 +32,10 @@ from amct_onnx.results import CONVERTED_FILES, QuantizeResult, Target, finish, m
 from amct_onnx.retrain.module import onnx_module
 from amct_onnx.retrain.planning import RetrainPlan, plan_quantization
 from amct_onnx.retrain.quantized_module import QuantRetrainModule
+from amct_onnx.retrain.trained import ties_of, warn_of_copies
+
+_LARGEST_SCALE = 2.0**23
+"""What the chip takes for activations."""
 
 Model = str | os.PathLike[str] | onnx.ModelProto
 
@@ -67,7 +72,7 @@ def create_quant_retrain_model(config_file: RetrainSource, model: Model) -> Quan
         ConfigError, ModelError, NotAvailableError: each names what was found, where, and what is allowed.
     """
     state, plan = _planned(model, config_file)
-    return QuantRetrainModule(state.graph.to_light(), plan)
+    return QuantRetrainModule(state.graph.to_light(), plan, ties_of(state))
 
 
 def restore_quant_retrain_model(
@@ -135,13 +140,17 @@ def retrain_onnx(
         ConfigError, ModelError, DataError, OutputError, NotAvailableError: each names what was found, where, and what
             is allowed. No file is left behind.
     """
+    if not callable(train):
+        raise ArgumentError(f"train must be a function that takes the module, found {train!r:.60}")
     module = create_quant_retrain_model(cfg, model)
     train(module)
     return save_quant_retrain_model(module, save_path, data=data)
 
 
 def _planned(model: Model, config: RetrainSource) -> tuple[QuantState, RetrainPlan]:
-    state, _ = prepare(read_model(model))
+    source = read_model(model)
+    warn_of_copies(source.proto.graph)
+    state, _ = prepare(source)
     asked = load_retrain_config(config)
     with located(str(config)) if isinstance(config, (str, os.PathLike)) else nullcontext():
         return state, plan_quantization(state, asked)
@@ -187,9 +196,9 @@ def save_quantized(
     state = replace(state, plan=replace(plan, layers=_scaled(state, before)))
     feed, expected = run_once(session, source, data)
     require_same(state, expected, feed)
-    run_passes(GIVEN, state)
+    run_passes(TRAINED, state)
     for name, reason in state.left_float.items():
-        raise ModelError(f"layer {name!r} cannot be quantized as it was trained: {reason}")
+        raise ModelError(f"layer {name!r} cannot be quantized as it was trained, list it in skip_layers: {reason}")
     state = replace(state, plan=final_plan(state))
     results = make_results(state)
     assert results.record is not None, "only a strategy of Vitis AI leaves none"
@@ -211,8 +220,18 @@ def _given(module: QuantRetrainModule, name: str) -> GivenLayer:
             f"layer {name!r} has seen {quantizer.seen} of the {quantizer.batch_num} batches that its limits are found "
             "on; run the module on data first"
         )
-    weight, weight_quantizer = module.weight_quantizer(name)
-    return GivenLayer(activation=quantizer.params(), weight=weight_quantizer.params(module.weight(weight)))
+    limits = torch.stack([quantizer.clip_max, quantizer.clip_min])
+    _require_usable(name, "limits", limits, largest=_LARGEST_SCALE * (1 << quantizer.num_bits))
+    _require_usable(name, "weight", module.layer_weight(name))
+    weight = module.weight_params(name)
+    _require_usable(name, "learned scale", torch.from_numpy(weight.scale))
+    return GivenLayer(activation=quantizer.params(), weight=weight)
+
+
+def _require_usable(layer: str, what: str, values: torch.Tensor, largest: float = math.inf) -> None:
+    reached = float(values.detach().abs().max())
+    if not reached < largest:
+        raise ModelError(f"the {what} of layer {layer!r} reached {reached:g} in training; take a smaller learning rate")
 
 
 def _rows(state: QuantState) -> dict[str, Array]:

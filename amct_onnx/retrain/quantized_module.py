@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
+from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
 
+from amct_onnx.kernels.quant_params import QuantParams
 from amct_onnx.passes.weights import LightModel
 from amct_onnx.retrain.module import OnnxModule
 from amct_onnx.retrain.planning import RetrainLayer, RetrainPlan
@@ -23,8 +26,8 @@ class QuantRetrainModule(OnnxModule):
         plan: one decision for every node.
     """
 
-    def __init__(self, source: LightModel, plan: RetrainPlan) -> None:
-        super().__init__(source)
+    def __init__(self, source: LightModel, plan: RetrainPlan, ties: Mapping[str, str] = MappingProxyType({})) -> None:
+        super().__init__(source, ties)
         self.plan = plan
         self._activations: dict[str, ActivationQuantizer] = {}
         self._weights: dict[str, tuple[str, WeightQuantizer]] = {}
@@ -41,7 +44,8 @@ class QuantRetrainModule(OnnxModule):
         quantizer = WeightQuantizer(layer, self._channels(layer, weight))
         self.add_module_at(f"{layer.name}.weight_quantizer", quantizer)
         self._weights[layer.name] = (weight, quantizer)
-        w_step = _module_step(f"{layer.name}.weight_quantizer", quantizer, weight)
+        quantizer.begin(self._fetch(self.names[weight]), *self._factors(layer.name))
+        w_step = _module_step(f"{layer.name}.weight_quantizer", quantizer, weight, *layer.factors)
         inputs = (x, *w_step.outputs, *others)
         return [*x_step, w_step, replace(step, inputs=inputs, reads=inputs)]
 
@@ -69,16 +73,26 @@ class QuantRetrainModule(OnnxModule):
     def rounded_weights(self) -> dict[str, Tensor]:
         """The weights of the quantized layers as evaluation sees them, by initializer."""
         with torch.no_grad():
-            return {name: quantizer(self.weight(name)) for name, quantizer in self._weights.values()}
+            return {
+                name: quantizer(self.weight(name), *self._factors(layer))
+                for layer, (name, quantizer) in self._weights.items()
+            }
+
+    def _factors(self, layer: str) -> list[Tensor]:
+        return [self._fetch(self._program.constants[name]) for name in self.plan.layers[layer].factors]
 
     def activation_quantizer(self, layer: str) -> ActivationQuantizer:
         """What quantizes the input of a layer."""
         return self._activations[layer]
 
-    def weight_quantizer(self, layer: str) -> tuple[str, WeightQuantizer]:
-        """The initializer that is a layer's weight, and what quantizes it."""
-        return self._weights[layer]
+    def layer_weight(self, layer: str) -> Tensor:
+        """The present weight of a layer, not rounded."""
+        return self.weight(self._weights[layer][0])
+
+    def weight_params(self, layer: str) -> QuantParams:
+        """The present scale of a layer's weight, along axis 0 of the weight with its output channels first."""
+        return self._weights[layer][1].params(self.layer_weight(layer), *self._factors(layer))
 
 
-def _module_step(name: str, module: nn.Module, tensor: str) -> Step:
-    return Step(name=name, op=type(module).__name__, inputs=(tensor,), outputs=(name,), reads=(tensor,), module=module)
+def _module_step(name: str, module: nn.Module, *tensors: str) -> Step:
+    return Step(name=name, op=type(module).__name__, inputs=tensors, outputs=(name,), reads=tensors, module=module)

@@ -20,6 +20,9 @@ class ActivationQuantizer(nn.Module):
     Without limits given, IFMR finds them on the first `batch_num` batches of either mode; until then each batch is
     quantized on its own range. In DistributedDataParallel they are the mean over the processes.
 
+    What was seen on the way to the limits is part of the `state_dict`, as one tensor of some 500 KB; afterwards it is
+    empty.
+
     Attributes:
         clip_max, clip_min: the limits, parameters of shape [].
         clip_max_before, clip_min_before: of the last training step, to fall back on where the two cross.
@@ -50,7 +53,9 @@ class ActivationQuantizer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """`x` on the grid."""
         values = x.to(torch.float32)
-        if not self.is_initialized:
+        if self.is_initialized:
+            self._observer = None  # in DistributedDataParallel, another process may have been the first
+        else:
             self._observe(values)
         high, low = self._limits()
         if self.training:
@@ -78,8 +83,10 @@ class ActivationQuantizer(nn.Module):
         return Grid(scale=scale, offset=grid.offset, num_bits=self.num_bits)
 
     def _observe(self, x: Tensor) -> None:
+        if not x.numel():
+            raise DataError(f"the input of layer {self.layer_name!r} is empty; its limits cannot be found on it")
         if self._observer is None:
-            self._observer = IfmrObserver(Ifmr(num_bits=self.num_bits), asymmetric=False)
+            self._observer = self._new_observer()
         self._observer.update(x.detach().cpu().numpy())
         if not self._observer.finite:
             raise DataError(f"the input of layer {self.layer_name!r} holds NaN or infinity")
@@ -100,6 +107,31 @@ class ActivationQuantizer(nn.Module):
             self.clip_max_before.copy_(self.clip_max)
             self.clip_min_before.copy_(self.clip_min)
 
+    def _new_observer(self) -> IfmrObserver:
+        return IfmrObserver(Ifmr(num_bits=self.num_bits), asymmetric=False)
+
+    def get_extra_state(self) -> Tensor:
+        """What torch writes into the `state_dict` beside parameters and buffers."""
+        if self._observer is None:
+            return torch.zeros(0, dtype=torch.int64)
+        return torch.from_numpy(np.append(self._observer.state(), self.seen))
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Take over what `get_extra_state` gave.
+
+        Raises:
+            RuntimeError: it is no such state.
+        """
+        self._observer, self.seen = None, 0
+        values = np.asarray(state)
+        if values.size:
+            observer = self._new_observer()
+            try:
+                observer.resume(values[:-1])
+            except (ValueError, IndexError) as error:
+                raise RuntimeError(f"the batches seen by layer {self.layer_name!r} cannot be read: {error}") from error
+            self._observer, self.seen = observer, int(values[-1])
+
     def params(self) -> QuantParams:
         """Scale and offset that are in use now."""
         grid = self._grid(*self._limits())
@@ -118,6 +150,9 @@ def _average(value: Tensor) -> None:
 class WeightQuantizer(nn.Module):
     """Puts a weight on a grid without offset: of its present range (ARQ), or of a learned scale (ULQ).
 
+    Where folding BatchNormalization will turn the sign of an output channel, its grid is turned too: from -127 to 128
+    steps, which become -128 to 127.
+
     Attributes:
         scale: [Cout] or [1], of which the magnitude counts; a parameter for ULQ, missing for ARQ.
         is_initialized: whether a learned scale has begun; it begins as that of the range.
@@ -135,14 +170,21 @@ class WeightQuantizer(nn.Module):
 
     is_initialized: Tensor
 
-    def forward(self, weight: Tensor) -> Tensor:
-        """`weight` on the grid."""
+    def forward(self, weight: Tensor, *factors: Tensor) -> Tensor:
+        """`weight` on the grid.
+
+        Args:
+            weight: in the operator's own layout.
+            factors: [Cout] or one number each, whose product has the sign that folding gives the output channels.
+        """
         rows = self._channels_first(weight.to(torch.float32))
+        sign = _sign(factors, rows)
+        rows = rows * sign
         if not self.channel_wise:
             rows = rows.reshape(1, *rows.shape)
         scale, grid = self._scale_and_grid(rows)
         y = quantized_weight(rows, scale, grid)
-        return self._restored(y if self.channel_wise else y[0], weight).to(weight.dtype)
+        return self._restored((y if self.channel_wise else y[0]) * sign, weight).to(weight.dtype)
 
     def _scale_and_grid(self, rows: Tensor) -> tuple[Tensor, Grid]:
         flat = rows.detach().reshape(len(rows), -1)
@@ -151,12 +193,25 @@ class WeightQuantizer(nn.Module):
             scale = self._grid_of_rows(flat).scale
         else:
             if not self.is_initialized:
-                with torch.no_grad():
-                    self.scale.copy_(self._grid_of_rows(flat).scale)
+                self._begin(flat)
                 self.is_initialized.fill_(True)
             scale = self.scale.abs().clamp(min=FLT_EPS)  # a step is positive, wherever training takes its parameter
         used = scale.detach().reshape(along)
         return scale, Grid(scale=used, offset=torch.zeros_like(used), num_bits=self.num_bits)
+
+    def begin(self, weight: Tensor, *factors: Tensor) -> None:
+        """Let a learned scale begin as that of the range, until the first forward pass does so with what it sees.
+
+        In DistributedDataParallel, all processes then have one, also those that did not take part in that pass.
+        """
+        if self.learned:
+            rows = self._channels_first(weight.detach().to(torch.float32))
+            rows = rows * _sign(factors, rows)
+            self._begin(rows.reshape(len(rows) if self.channel_wise else 1, -1))
+
+    def _begin(self, flat: Tensor) -> None:
+        with torch.no_grad():
+            self.scale.copy_(self._grid_of_rows(flat).scale)
 
     def _grid_of_rows(self, flat: Tensor) -> Grid:
         return grid_of_range(flat.amin(1), flat.amax(1), num_bits=self.num_bits, symmetric=True)
@@ -169,9 +224,10 @@ class WeightQuantizer(nn.Module):
         parts = rows.reshape(self.group, -1, *rows.shape[1:]).movedim(1, self.axis + 1)
         return parts.reshape(weight.shape)
 
-    def params(self, weight: Tensor) -> QuantParams:
-        """Scale, [] or [Cout] along axis 0 of the weight with its output channels first."""
+    def params(self, weight: Tensor, *factors: Tensor) -> QuantParams:
+        """Scale, [] or [Cout] along axis 0 of the weight with its output channels first; arguments as of `forward`."""
         rows = self._channels_first(weight.detach().to(torch.float32))
+        rows = rows * _sign(factors, rows)
         scale, _ = self._scale_and_grid(rows if self.channel_wise else rows.reshape(1, *rows.shape))
         values = scale.detach().cpu().numpy().astype(np.float32)
         values = values if self.channel_wise else values.reshape(())
@@ -181,3 +237,11 @@ class WeightQuantizer(nn.Module):
             num_bits=self.num_bits,
             axis=0 if self.channel_wise else None,
         )
+
+
+def _sign(factors: tuple[Tensor, ...], rows: Tensor) -> Tensor:
+    """-1 for the rows that are turned, else 1; of as many axes as `rows`."""
+    sign = torch.ones(len(rows), device=rows.device)
+    for factor in factors:
+        sign = torch.where(factor.detach().reshape(-1) < 0, -sign, sign)
+    return sign.reshape(-1, *([1] * (rows.ndim - 1)))
