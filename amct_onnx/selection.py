@@ -58,7 +58,7 @@ def choose(
     Before any layer becomes float, all that can be are widened: more and more of the most harmful ones, then float ones
     beside them. The first sufficient step on that way is looked for by bisection, then as few widened layers as do
     beside these float ones. At the end every layer, beginning with the most harmless, is taken back where it is still
-    enough.
+    enough, until none can be.
 
     Args:
         ranking: layers, the most harmful first.
@@ -103,12 +103,15 @@ def _taken_back(
     widenable: Collection[str],
     is_enough: Callable[[Layers, Layers], bool],
 ) -> tuple[Layers, Layers]:
-    for name in reversed([name for name in ranking if name in floats | widened]):
-        tries = [(floats - {name}, widened - {name})]
-        if name in floats and name in widenable:
-            tries.append((floats - {name}, widened | {name}))
-        for fewer, narrower in tries:
-            if fewer | narrower and is_enough(fewer, narrower):
-                floats, widened = fewer, narrower
-                break
+    before = None
+    while before != (floats, widened):  # once one is taken back, another that was needed may be so no more
+        before = floats, widened
+        for name in reversed([name for name in ranking if name in floats | widened]):
+            tries = [(floats - {name}, widened - {name})]
+            if name in floats and name in widenable:
+                tries.append((floats - {name}, widened | {name}))
+            for fewer, narrower in tries:
+                if fewer | narrower and is_enough(fewer, narrower):
+                    floats, widened = fewer, narrower
+                    break
     return floats, widened

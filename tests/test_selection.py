@@ -80,6 +80,19 @@ def test_a_needless_layer_of_the_ranking_is_quantized_again():
     assert len(asked) == len(set(asked)), "nothing is asked twice"
 
 
+def test_none_of_the_layers_chosen_can_be_taken_back():
+    """d is needed beside a and b, but no more once c and a are quantized again."""
+    sufficient = [set("abcd"), set("abd"), set("bd"), set("b"), set("abcde")]
+    asked = []
+
+    def is_enough(floats, _):
+        asked.append(floats)
+        return floats in sufficient
+
+    assert choose(list("abcdef"), is_enough) == ({"b"}, frozenset())
+    assert len(asked) == len(set(asked)), "nothing is asked twice"
+
+
 def test_there_is_no_choice_where_all_layers_would_have_to_be_float():
     assert choose(list("abc"), lambda floats, _: len(floats) == 3) is None
     assert choose(["a"], lambda floats, _: len(floats) == 1) is None
