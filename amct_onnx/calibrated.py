@@ -31,6 +31,7 @@ class Calibrated:
     state: the prepared float graph, the final plan and its scales.
     config: what was asked for.
     feeds: the calibration batches.
+    run: how they were run: with what memory, and in whose workers.
     batch_num: how many of them were used.
     expected: what the model makes of the first one.
     """
@@ -38,6 +39,7 @@ class Calibrated:
     state: QuantState
     config: QuantConfig
     feeds: Feeds
+    run: CalibrationRun
     batch_num: int
     expected: Mapping[str, Array]
 
@@ -86,7 +88,7 @@ def calibrated(
     )
     run_passes(calibrate(run), state)
     state = replace(state, plan=final_plan(state))
-    return Calibrated(state=state, config=config, feeds=feeds, batch_num=shown.count, expected=expected)
+    return Calibrated(state=state, config=config, feeds=feeds, run=run, batch_num=shown.count, expected=expected)
 
 
 class _Shown:

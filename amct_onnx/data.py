@@ -102,7 +102,7 @@ class Feeds:
         if source is None:
             raise DataError("calibration data are needed: calibration=... takes arrays, feeds, a data reader or a path")
         self._source, self._specs, self._batch_num = source, specs, batch_num
-        self._once = isinstance(source, (Iterator, DataReader)) and not isinstance(source, type)
+        self._once = _is_read_once(source)
         self._begun: Iterator[Feed] | None = checked_feeds(source, specs, batch_num)
         self.first = copy_of(next(self._begun))
         self.total = len(source) if batch_num is None and isinstance(source, (list, tuple)) else batch_num
@@ -113,11 +113,7 @@ class Feeds:
         Raises:
             DataError: it cannot; `why` says what that is needed for.
         """
-        if self._once:
-            raise DataError(
-                f"the calibration data can be read only once, but are needed again, {why}: give a list, a path, or a "
-                "function that returns the batches"
-            )
+        require_again(self._source, why)
 
     def __iter__(self) -> Iterator[Feed]:
         """All batches.
@@ -135,6 +131,23 @@ class Feeds:
                 "balance_batches=1, or raise memory_limit"
             )
         return checked_feeds(self._source, self._specs, self._batch_num)
+
+
+def require_again(source: CalibrationSource | None, why: str) -> None:
+    """Make sure that a source can be read several times.
+
+    Raises:
+        DataError: it cannot; `why` says what that is needed for.
+    """
+    if _is_read_once(source):
+        raise DataError(
+            f"the calibration data can be read only once, but are needed again, {why}: give a list, a path, or a "
+            "function that returns the batches"
+        )
+
+
+def _is_read_once(source: object) -> bool:
+    return isinstance(source, (Iterator, DataReader)) and not isinstance(source, type)
 
 
 def copy_of(feed: Feed) -> Feed:

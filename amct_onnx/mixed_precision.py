@@ -15,6 +15,8 @@ from dataclasses import replace
 from itertools import count, islice
 from pathlib import Path
 
+import numpy as np
+
 from amct_onnx.accuracy_target import AccuracyTarget, TargetSearch, TargetStep
 from amct_onnx.calibrated import Calibrated
 from amct_onnx.data import Feed
@@ -55,11 +57,10 @@ def reach(
         The state to write, whose plan says why each of these layers is as it is; and all that was measured.
 
     Raises:
-        ConfigError: the target is reached by no model with a quantized layer.
+        ConfigError: the target is reached by no model with a quantized layer, or the float model gives NaN.
         EvaluatorError: the user's metric fails.
     """
     trials = Trials(found, batches=_RANKED_BATCHES)
-    found.feeds.require_again("to reach the target")
     gauge = _Metric(found, target) if held is None or target.metric is not None else _Outputs(found, target, held.held)
     judge = _Judge(trials, target, gauge)
     mix = Mix()
@@ -155,11 +156,12 @@ class _Judge:
     def why_not(self) -> str:
         """Why there is no model that reaches the target."""
         best = max(self.steps, key=lambda step: -math.inf if math.isnan(step.value) else step.value)
-        return (
-            f"the target, {self.described}, is reached only with every layer float: all quantized give "
-            f"{self.steps[0].shown}, {len(best.float_layers)} float layers of {len(self._trials.layers)} give "
-            f"{best.shown}; lower the target"
-        )
+        said = f"the target, {self.described}, is reached only with every layer float: all quantized give "
+        said += self.steps[0].shown
+        if best is not self.steps[0]:
+            wide = f" and {len(best.int16_layers)} with 16-bit activations" if best.int16_layers else ""
+            said += f", {len(best.float_layers)} of {len(self._trials.layers)} float{wide} give {best.shown}"
+        return f"{said}; lower the target"
 
 
 def _explained(state: QuantState, mix: Mix, judge: _Judge) -> QuantState:
@@ -189,6 +191,7 @@ class _Outputs:
         self._expected: list[tuple[Feed, Mapping[str, Array]]] = [
             (feed, session.run(feed, f"batch {index}")) for index, feed in enumerate(feeds)
         ]
+        _require_numbers(self._expected)
         self._use_sqnr = target.sqnr is not None
 
     def measure(self, model: LightModel) -> float:
@@ -202,6 +205,16 @@ class _Outputs:
         errors = [error.error() for error in sums.values()]
         values = [error.sqnr if self._use_sqnr else error.cosine for error in errors]
         return min(-math.inf if math.isnan(value) else value for value in values)
+
+
+def _require_numbers(expected: Iterable[tuple[Feed, Mapping[str, Array]]]) -> None:
+    for _, outputs in expected:
+        for name in measured_outputs(outputs):
+            if outputs[name].dtype.kind == "f" and np.isnan(outputs[name]).any():
+                raise ConfigError(
+                    f"output {name!r} of the float model holds NaN on the calibration data, so that neither SQNR nor "
+                    "cosine of it can be measured; give the target a metric"
+                )
 
 
 class _Metric:

@@ -12,7 +12,7 @@ from amct_onnx.accuracy_target import AccuracyTarget
 from amct_onnx.by_strategy import quantize_by_strategy
 from amct_onnx.calibrated import Calibrated, calibrated
 from amct_onnx.config import EFFORTS, QuantConfig, with_options
-from amct_onnx.data import CalibrationSource, input_specs
+from amct_onnx.data import CalibrationSource, input_specs, require_again
 from amct_onnx.effort import best_settings, own_preset
 from amct_onnx.errors import ConfigError, NotAvailableError
 from amct_onnx.formats.config_source import load_any_config
@@ -59,7 +59,7 @@ def quantize_onnx(
             False makes no deploy model; None makes one of the layers that fit.
         report: also tell what was decided and why: `_report.html`, a page with pictures, and `_report.json`.
         effort: how much is tried where `cfg` is None: "fast" (the default) corrects biases; "balanced" also tries, on
-            batches held back, what helps some networks, at the price of up to six calibrations; "best" adds AdaRound.
+            batches held back, what helps some networks, at the price of up to five calibrations; "best" adds AdaRound.
         target: what accuracy the fake-quant model must keep: as few layers as will do stay float, or get 16-bit
             activations. It is measured on batches held back from calibration, see `amct_onnx.held_back.Divided`.
         memory_limit: bytes that the observed tensors may take at a time; where all of them take more, the data are gone
@@ -94,9 +94,11 @@ def quantize_onnx(
     endings = (*FILES, *([QDQ_FILE] if qdq else []), *(REPORT_FILES if report else []))
     place = None if save_path is None else Target.of(save_path, {"model": model}, endings)
     held, tries = None, effort not in (None, "fast")
+    why = f"for effort={effort!r}" if tries else "to reach the target"
     if tries or (target is not None and target.metric is None):
-        why = f"for effort={effort!r}" if tries else "to reach the target"
         held = Divided(calibration, input_specs(source.proto), config.batch_num, why)
+    elif target is not None:
+        require_again(calibration, why)
 
     def calibrate_with(config: QuantConfig) -> Calibrated:
         data = calibration if held is None else held.rest

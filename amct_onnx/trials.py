@@ -17,7 +17,6 @@ from amct_onnx.calibrated import Calibrated
 from amct_onnx.data import Feed, copy_of
 from amct_onnx.kernels.hfmg import Hfmg
 from amct_onnx.kernels.ifmr import Ifmr
-from amct_onnx.passes.calibration import CalibrationRun
 from amct_onnx.passes.fit_biases import FIT_BIASES
 from amct_onnx.passes.graph import Array
 from amct_onnx.passes.layers import why_not_16_bits
@@ -118,8 +117,7 @@ class Trials:
                 left_float=narrow,
                 remarks={},
             )
-            run = CalibrationRun(feeds=self._found.feeds, first=self._found.feeds.first)
-            run_passes((observe(run), FIT_BIASES), state)
+            run_passes((observe(self._found.run), FIT_BIASES), state)
             self._widened = state
         return self._widened
 

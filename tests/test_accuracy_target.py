@@ -1,6 +1,7 @@
 """Targets: what may be asked, what is measured on, and that as few layers as will do stay float."""
 
 import logging
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,13 @@ import onnxruntime
 import pytest
 from graphs import model
 
-from amct_onnx import AccuracyTarget, ConfigError, DataError, EvaluatorError, quantize_onnx
+from amct_onnx import (
+    AccuracyTarget,
+    ConfigError,
+    DataError,
+    EvaluatorError,
+    quantize_onnx,
+)
 from amct_onnx.report.compare import compare_models
 
 RNG = np.random.default_rng(7)
@@ -115,6 +122,24 @@ def test_16_bits_come_before_float():
     assert found.plan.notes["a"][-1].startswith("16-bit activations: the target, SQNR of at least 28 dB, needs them: ")
 
 
+class Counting(ThreadPoolExecutor):
+    shards = 0
+
+    def submit(self, *arguments, **named):
+        self.shards += 1
+        return super().submit(*arguments, **named)
+
+
+def test_16_bits_are_observed_where_the_call_says():
+    counts = []
+    for int16 in (False, True):
+        with Counting(2) as executor:
+            target = AccuracyTarget(sqnr=28.0, int16=int16)
+            quantize_onnx(network(), calibration=batches(3), target=target, executor=executor, correct_biases=False)
+            counts.append(executor.shards)
+    assert counts[1] == 2 * counts[0]
+
+
 def test_what_only_a_float_model_reaches_is_an_error_and_leaves_no_file(tmp_path):
     with pytest.raises(ConfigError, match=r"SQNR of at least 200 dB, is reached only with every layer float: all q"):
         quantize_onnx(network(), calibration=batches(2), save_path=tmp_path / "net", target=AccuracyTarget(sqnr=200.0))
@@ -160,6 +185,16 @@ def test_what_is_held_back_is_not_calibrated_with():
     assert (held.record, held.config) == (plain.record, plain.config)
 
 
-def test_data_that_can_be_read_only_once_are_refused():
+@pytest.mark.parametrize("asked", [{"sqnr": 20.0}, {"metric": len, "drop": 0.0}])
+def test_data_that_can_be_read_only_once_are_refused_before_the_run(asked):
+    data = iter(batches(3))
     with pytest.raises(DataError, match="read only once, but are needed again, to reach the target"):
-        quantize_onnx(network(), calibration=iter(batches(3)), target=AccuracyTarget(sqnr=20.0))
+        quantize_onnx(network(), calibration=data, target=AccuracyTarget(**asked))
+    assert len(list(data)) >= 2
+
+
+def test_what_gives_nan_in_float_has_no_sqnr():
+    text = "g (float[1, 4] x) => (float[1, 4] y, float[1, 4] z) { [a] y = MatMul(x, w) [b] z = Log(y) }"
+    made, data = model(text, {"w": -np.eye(4, dtype=np.float32)}), [np.ones((1, 4), np.float32)]
+    with pytest.raises(ConfigError, match=r"output 'z' of the float model holds NaN .* give the target a metric"):
+        quantize_onnx(made, calibration=data, target=AccuracyTarget(cosine=0.9))
