@@ -1,11 +1,13 @@
 """The report of a quantization: what is in it, that it is safe and the same every time, and where it is written."""
 
+import io
 import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 from graphs import model
 from hypothesis import given
@@ -121,6 +123,16 @@ def test_names_are_shown_and_never_taken_for_markup():
     assert EVIL in [layer["name"] for layer in json.loads(result.report_json)["layers"]]
 
 
+def test_where_every_layer_is_quantized_no_table_says_so():
+    result = quantize_onnx(network(), calibration=batches(), report=True)
+    assert '<th class="why">' not in result.report_html
+    text = "g (float[1, 4] x) => (float[1, 4] y) { [product] y = MatMul(x, w) }"
+    alone = quantize_onnx(
+        model(text, {"w": np.eye(4, dtype=np.float32)}), calibration=[np.ones((1, 4), np.float32)], report=True
+    )
+    assert "<p>Nothing.</p>" in alone.report_html
+
+
 def test_all_but_the_times_is_the_same_every_time(found, tmp_path):
     again = quantize_onnx(
         network(),
@@ -186,6 +198,41 @@ def test_the_summary_stays_below_a_screen(width, capsys):
     assert len(said.splitlines()) <= 24
     assert "the worst of 20 layers" in said
     assert "10 layers left float" in said
+
+
+def long_network(count=12):
+    """The names of its layers begin alike, and one holds a line break."""
+    rng = np.random.default_rng(3)
+    text = "g (float[1, 4, 6, 6] x0) => (float[1, 4, 6, 6] y) {" + " ".join(
+        f"h{i} = Conv(x{i}, w{i}) x{i + 1} = Relu(h{i})" for i in range(count)
+    )
+    text += f" y = Identity(x{count}) }}"
+    made = model(text, {f"w{i}": rng.normal(size=(4, 4, 1, 1)).astype(np.float32) for i in range(count)})
+    for i, node in enumerate(made.graph.node):
+        node.name = f"/backbone/stages.0/blocks/a_rather_long_name_of_a_block/branch_of_it/conv\n{i}/Conv"
+    return made
+
+
+def summary_of(report, width):
+    console = Console(width=width, file=io.StringIO())
+    for part in report_summary(report):
+        console.print(part)
+    return console.file.getvalue()
+
+
+def test_the_summary_stays_below_a_screen_with_a_target_and_long_names():
+    def metric(path):  # the fewer layers are quantized, the better
+        return -sum(node.op_type == "Round" for node in onnx.load(path).graph.node)
+
+    target = AccuracyTarget(metric=metric, drop=6.0)
+    result = quantize_onnx(long_network(), calibration=batches(), report=True, qdq=True, target=target)
+    assert len(result.target.chosen.float_layers) > 3
+    for width in (80, 160):
+        said = summary_of(result.report, width)
+        assert len(said.splitlines()) <= 24
+        worst = result.report.layers[0]
+        end = worst.name.split("\n")[1]
+        assert f" {end} │ {worst.error.sqnr:.1f} " in said
 
 
 def test_on_the_command_line(tmp_path, capfd):

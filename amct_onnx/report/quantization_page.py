@@ -47,7 +47,7 @@ def quantization_page(found: QuantizationReport) -> str:
             "<h1>Quantization report</h1>",
             f"<p>{counted(len(found.layers), 'layer')} quantized, calibrated with {counted(found.batches, 'batch')}; "
             f"{counted(could, 'layer')} left float that could have been quantized.</p>",
-            "<h2>Outputs against the float model</h2>",
+            "<h2>Outputs against the float model, first batch</h2>",
             *table(("output", "SQNR (dB)", "cosine", "largest difference"), _output_rows(found)),
             *_sizes(found),
             *([] if found.target is None else _target(found.target)),
@@ -213,12 +213,13 @@ def _floats(nodes: tuple[FloatNode, ...]) -> Iterator[str]:
     """Those that could have been quantized one by one, the others counted by their reason."""
     if not nodes:
         yield "<p>Nothing.</p>"
-    yield '<div class="scroll"><table><tr><th class="name">node</th><th>operator</th><th class="why">reason</th></tr>'
-    for node in nodes:
-        if node.could:
+    if could := [node for node in nodes if node.could]:
+        yield '<div class="scroll"><table>'
+        yield '<tr><th class="name">node</th><th>operator</th><th class="why">reason</th></tr>'
+        for node in could:
             yield f'<tr><td class="name">{escape(node.name)}</td><td>{escape(node.op_type)}</td>'
             yield f'<td class="why">{escape(node.reason)}</td></tr>'
-    yield "</table></div>"
+        yield "</table></div>"
     others: dict[str, list[str]] = {}
     for node in nodes:
         if not node.could:

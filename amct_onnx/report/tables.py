@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
+from rich.cells import cell_len
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
@@ -20,7 +23,10 @@ from amct_onnx.report.simulation import OutputRange
 _MOST_OUTPUTS, _MOST_LAYERS = 2, 8
 
 _MOST_WORST, _MOST_FLOATS, _MOST_STEPS = 6, 3, 1
-"""Rows of the summary of a quantization, so that all of it stays below a screen."""
+"""Rows of the summary of a quantization, so that all of it stays below a screen, 24 lines of 80 characters."""
+
+_WORST_BESIDE_TARGET = 3
+"""Rows of the worst layers where a target takes place too."""
 
 
 def plan_table(plan: QuantPlan, op_types: Mapping[str, str], *, everything: bool) -> Table:
@@ -89,13 +95,13 @@ def report_summary(found: QuantizationReport) -> Iterator[Table | Text]:
     """The worst layers, what stayed float, how the target was reached, sizes and times: no more than a screen."""
     title = f"the worst of {counted(len(found.layers), 'layer')}, first batch"
     layers = Table(title=title, title_justify="left", show_edge=False)
-    layers.add_column("layer", overflow="fold")
+    layers.add_column("layer")
     for column in ("SQNR (dB)", "input", "range"):
-        layers.add_column(column, overflow="fold")
-    for layer in found.layers[:_MOST_WORST]:
+        layers.add_column(column, overflow="ellipsis", no_wrap=True)
+    for layer in found.layers[: _MOST_WORST if found.target is None else _WORST_BESIDE_TARGET]:
         error = "" if layer.error is None else decibels(layer.error.sqnr)
         first = layer.inputs[0]
-        _row(layers, layer.name, error, layer.activation, f"{first.low:.4g} to {first.high:.4g}")
+        _row(layers, _End(layer.name), error, layer.activation, f"{first.low:.4g} to {first.high:.4g}")
     yield layers
     could = [node for node in found.floats if node.could]
     if could:
@@ -112,11 +118,27 @@ def _floats_table(nodes: Sequence[FloatNode]) -> Table:
     more = f", {_MOST_FLOATS} of them" if len(nodes) > _MOST_FLOATS else ""
     title = f"{counted(len(nodes), 'layer')} left float that could have been quantized{more}"
     table = Table(title=title, title_justify="left", show_edge=False)
-    table.add_column("node", overflow="ellipsis", no_wrap=True, max_width=50)
+    table.add_column("node", max_width=50)
     table.add_column("reason", overflow="ellipsis", no_wrap=True, max_width=120)
     for node in nodes[:_MOST_FLOATS]:
-        _row(table, node.name, node.reason)
+        _row(table, _End(node.name), node.reason)
     return table
+
+
+class _End:
+    """A name on one line; where it does not fit, its end: names of nodes begin alike."""
+
+    def __init__(self, name: str) -> None:
+        self._text = " ".join(name.split("\n"))
+
+    def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
+        return Measurement(1, cell_len(self._text))
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        shown = self._text
+        while cell_len(shown) > options.max_width > 1:
+            shown = f"…{shown[2:]}"
+        yield Text(shown, no_wrap=True, overflow="ellipsis")
 
 
 def _target_table(search: TargetSearch) -> Table:
@@ -124,7 +146,7 @@ def _target_table(search: TargetSearch) -> Table:
     title = Text(f"target: {search.target}, measured on {search.measured_on}")
     table = Table(title=title, title_justify="left", show_edge=False)
     for column in ("step", "float layers", "16-bit activations", "measured", "reached"):
-        table.add_column(column)
+        table.add_column(column, overflow="ellipsis", no_wrap=True)
     numbered = list(enumerate(search.steps, 1))
     tried = [entry for entry in numbered[1:] if entry[1] is not search.chosen][-_MOST_STEPS:]
     for number, step in numbered:
@@ -166,6 +188,6 @@ def findings_table(report: VerifyReport) -> Table:
     return table
 
 
-def _row(table: Table, *cells: str) -> None:
+def _row(table: Table, *cells: str | _End) -> None:
     """Names hold brackets and other marks: they are shown as they are, not as markup."""
-    table.add_row(*(Text(cell) for cell in cells))
+    table.add_row(*(Text(cell) if isinstance(cell, str) else cell for cell in cells))
