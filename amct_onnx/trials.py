@@ -9,7 +9,7 @@ AMCT calibrates anew for every trial.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 
@@ -17,6 +17,7 @@ from amct_onnx.calibrated import Calibrated
 from amct_onnx.data import Feed, copy_of
 from amct_onnx.kernels.hfmg import Hfmg
 from amct_onnx.kernels.ifmr import Ifmr
+from amct_onnx.kernels.quant_params import QuantParams
 from amct_onnx.passes.fit_biases import FIT_BIASES
 from amct_onnx.passes.graph import Array
 from amct_onnx.passes.layers import why_not_16_bits
@@ -85,8 +86,10 @@ class Trials:
         return replace(
             base,
             plan=plan,
-            activations={**base.activations, **{name: wide.activations[name] for name in mix.int16_layers}},
-            weights={**base.weights, **{name: wide.weights[name] for name in mix.int16_layers}},
+            activations=_taken(base.activations, wide.activations, mix.int16_layers),
+            weights=_taken(base.weights, wide.weights, mix.int16_layers),
+            hidden=_taken(base.hidden, wide.hidden, mix.int16_layers),
+            recurrent=_taken(base.recurrent, wide.recurrent, mix.int16_layers),
         )
 
     def int16_layers(self) -> frozenset[str]:
@@ -114,6 +117,8 @@ class Trials:
                 plan=replace(base.plan, layers=plans, tensors=()),  # these keep the scales that they have
                 activations={},
                 weights=dict(base.weights),
+                hidden=dict(base.hidden),
+                recurrent=dict(base.recurrent),
                 left_float=narrow,
                 remarks={},
             )
@@ -141,6 +146,13 @@ class Trials:
         feeds = enumerate(copy_of(feed) for feed in islice(self._found.feeds, self._batches))
         self._reference = [(feed, session.run(feed, f"batch {index}")) for index, feed in feeds]
         return self._reference
+
+
+def _taken(
+    column: Mapping[str, QuantParams], others: Mapping[str, QuantParams], layers: Collection[str]
+) -> dict[str, QuantParams]:
+    """A column of the table with the entries of some layers, those that have one, from another."""
+    return {**column, **{name: params for name, params in others.items() if name in layers}}
 
 
 def _noise(reference: Sequence[tuple[Feed, Mapping[str, Array]]], session: Session) -> float:

@@ -7,6 +7,7 @@ from graphs import initializers, model, nodes_as_text, run, sqnr
 from onnx import helper, numpy_helper
 
 from amct_onnx import (
+    AccuracyTarget,
     AdaRound,
     Arq,
     ConfigError,
@@ -473,6 +474,23 @@ def broken_model(made, name, values):
         if tensor.name == name:
             tensor.CopyFrom(numpy_helper.from_array(values(numpy_helper.to_array(tensor)), name))
     return {finding.rule for finding in verify_deploy_model(m).errors}
+
+
+def test_the_report_shows_both_their_inputs():
+    found = quantized(report=True)
+    for layer in found.report.layers:
+        params = found.params[layer.name]
+        given = [params.activation] if params.hidden is None else [params.activation, params.hidden]
+        assert [place.scale for place in layer.inputs] == [float(each.scale) for each in given]
+        assert [place.key for place in layer.inputs] == [layer.name, f"{layer.name}:1"][: len(given)]
+
+
+def test_a_target_widens_one_and_leaves_the_other_as_it_is(made):
+    found = quantized(target=AccuracyTarget(sqnr=44.0, int16=True))
+    assert found.target.chosen.int16_layers == ("lstm",)
+    assert (found.params["lstm"].activation.num_bits, found.params["lstm"].hidden.num_bits) == (16, 16)
+    assert repr(found.params["gru"]) == repr(made.params["gru"])
+    assert found.target.chosen.value > 44.0 > found.target.steps[0].value
 
 
 def test_rules_count_scales_and_biases(made):

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 
 from amct_onnx.accuracy_target import TargetSearch
 from amct_onnx.kernels.distribution import Distribution, RangeCandidate, range_of
+from amct_onnx.kernels.quant_params import QuantParams
 from amct_onnx.passes.state import QuantState
 from amct_onnx.report.compare import Comparison, TensorError
 from amct_onnx.report.json_text import json_text
@@ -18,7 +19,8 @@ from amct_onnx.report.plan_words import activation_text, weight_text
 class InputRange:
     """One quantized input.
 
-    key: the layer, "<layer>:1" for its second input, "<node>:<index>" for a tensor that is quantized by itself.
+    key: the layer, "<layer>:1" for its second input or its hidden state (LSTM, GRU), "<node>:<index>" for a tensor that
+        is quantized by itself.
     num_bits, scale, offset: real = (q - offset) * scale.
     low, high: the range that was chosen: what the smallest and the largest integer stand for.
     considered: other ranges.
@@ -138,10 +140,10 @@ def quantization_report(
 def _layers(state: QuantState, found: Comparison, op_types: Mapping[str, str]) -> list[LayerReport]:
     reports = []
     for name, layer in state.plan.layers.items():
-        inputs = [_input(state, name, name)]
+        inputs = [_input(state, name, state.activations[name])]
         second = f"{name}:1"
         if second in state.distributions:
-            inputs.append(_input(state, second, name, is_second=True))
+            inputs.append(_input(state, second, (state.hidden if name in state.hidden else state.weights)[name]))
         reports.append(
             LayerReport(
                 name=name,
@@ -164,15 +166,14 @@ def _tensors(state: QuantState, op_types: Mapping[str, str]) -> list[LayerReport
             activation=activation_text(tensor.activation),
             weight="",
             error=None,
-            inputs=(_input(state, tensor.key, tensor.key),),
+            inputs=(_input(state, tensor.key, state.activations[tensor.key]),),
             notes=("one scale with the other input" if tensor.joint else "this input alone",),
         )
         for tensor in state.plan.tensors
     ]
 
 
-def _input(state: QuantState, key: str, owner: str, *, is_second: bool = False) -> InputRange:
-    params = state.weights[owner] if is_second else state.activations[owner]
+def _input(state: QuantState, key: str, params: QuantParams) -> InputRange:
     low, high = range_of(params)
     return InputRange(
         key=key,
