@@ -30,6 +30,7 @@ from amct_onnx.passes.state import QuantState
 from amct_onnx.passes.weights import LightModel
 from amct_onnx.progress import Progress
 from amct_onnx.report.compare import RunningError
+from amct_onnx.report.page import counted
 from amct_onnx.selection import Layers, choose, rank
 from amct_onnx.trials import Mix, Trials, measured_outputs
 
@@ -156,8 +157,10 @@ class _Judge:
     def why_not(self) -> str:
         """Why there is no model that reaches the target."""
         best = max(self.steps, key=lambda step: -math.inf if math.isnan(step.value) else step.value)
-        said = f"the target, {self.described}, is reached only with every layer float: all quantized give "
-        said += self.steps[0].shown
+        tensors = len(list(self._trials.state(Mix()).tensors()))
+        said = f"the target, {self.described}, is reached only with every layer float"
+        said += f", if at all beside {counted(tensors, 'single tensor')} to quantize" if tensors else ""
+        said += f": all quantized give {self.steps[0].shown}"
         if best is not self.steps[0]:
             wide = f" and {len(best.int16_layers)} with 16-bit activations" if best.int16_layers else ""
             said += f", {len(best.float_layers)} of {len(self._trials.layers)} float{wide} give {best.shown}"

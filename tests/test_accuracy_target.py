@@ -122,6 +122,14 @@ def test_16_bits_come_before_float():
     assert found.plan.notes["a"][-1].startswith("16-bit activations: the target, SQNR of at least 28 dB, needs them: ")
 
 
+def test_single_tensors_stay_quantized_whatever_is_float():
+    text = """g (float[1, 4, 6, 6] x) => (float[1, 4, 6, 6] y) {
+        [a] h = Conv(x, wa) [b] i = Conv(h, wb) [add] y = Add(h, i) }"""
+    made = model(text, {name: RNG_WEIGHTS[name] for name in ("wa", "wb")})
+    with pytest.raises(ConfigError, match="every layer float, if at all beside 2 single tensors to quantize: all"):
+        quantize_onnx(made, calibration=batches(3), joint_quant=True, target=AccuracyTarget(sqnr=80.0))
+
+
 class Counting(ThreadPoolExecutor):
     shards = 0
 
