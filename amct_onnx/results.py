@@ -18,7 +18,7 @@ from amct_onnx.config import LayerConfig
 from amct_onnx.data import Feed
 from amct_onnx.deploy.verify import Finding, verify_deploy_model
 from amct_onnx.errors import ModelError, OutputError, PassError
-from amct_onnx.formats.model_file import read_model, staged, write_model
+from amct_onnx.formats.model_file import read_model, require_place, staged, write_model
 from amct_onnx.formats.record import LayerRecord, format_record
 from amct_onnx.kernels.quant_params import QuantParams
 from amct_onnx.kernels.strategy import TensorStrategy
@@ -126,7 +126,7 @@ class Target:
             endings: of the files that will be written.
 
         Raises:
-            OutputError: it is no path, or one of the files is one of those that are read.
+            OutputError: it is no path, one of the files is one of those that are read, or they cannot be written there.
         """
         if not isinstance(save_path, (str, os.PathLike)):
             raise OutputError(f"save_path is a {type(save_path).__name__}; give a directory and a prefix as a path")
@@ -144,9 +144,11 @@ class Target:
             for path in (source if isinstance(source, tuple) else [source])
             if isinstance(path, (str, os.PathLike))
         }
-        for path in map(target.path, endings):
+        paths = [target.path(ending) for ending in endings]
+        for path in paths:
             if (word := files.get(os.path.realpath(path))) is not None:
                 raise OutputError(f"{path}: is the {word} that is read; choose another save_path")
+        require_place(target.directory, [path.name for path in paths])  # not after a run of minutes
         return target
 
     def path(self, ending: str) -> Path:

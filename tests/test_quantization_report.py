@@ -168,6 +168,8 @@ def test_what_cannot_be_written_leaves_nothing(tmp_path):
     (tmp_path / "net_report.json").mkdir()
     with pytest.raises(OutputError, match=r"net_report\.json: is a directory"):
         quantize_onnx(network(), calibration=batches(), save_path=tmp_path / "net", report=True)
+    with pytest.raises(OutputError, match=r"net_report\.json: is a directory"):  # before the data are looked at
+        quantize_onnx(network(), calibration="no data", save_path=tmp_path / "net", report=True)
     assert [path.name for path in tmp_path.iterdir()] == ["net_report.json"]
     with pytest.raises(ConfigError, match="report must be true or false"):
         quantize_onnx(network(), calibration=batches(), report="net.html")

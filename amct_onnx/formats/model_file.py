@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -174,12 +174,8 @@ def staged(directory: Path, names: list[str]) -> Iterator[Path]:
     """
     made: list[Path] = []
     try:
+        require_place(directory, names)
         _make(directory, made)
-        for name in names:
-            if (directory / name).is_dir():
-                raise OutputError(f"{directory / name}: is a directory; a file of this name shall be written")
-            if (directory / name).exists() and not (directory / name).is_file():
-                raise OutputError(f"{directory / name}: is a device or a pipe, which a file cannot take the place of")
         with work_folder(directory) as stage:
             files = stage / "new"
             files.mkdir()
@@ -195,6 +191,29 @@ def staged(directory: Path, names: list[str]) -> Iterator[Path]:
         for folder in reversed(made):
             with suppress(OSError):  # somebody else has put something into it meanwhile
                 folder.rmdir()
+
+
+def require_place(directory: Path, names: Iterable[str]) -> None:
+    """Make sure, as far as that can be seen, that files can be written there; nothing is made.
+
+    Raises:
+        OutputError: the directory is none or cannot be written to, or one of `names` is there and no file.
+    """
+    try:
+        there = next((folder for folder in (directory, *directory.parents) if folder.exists()), directory)
+        if not there.is_dir():
+            raise OutputError(f"{there}: is not a directory")
+        if not os.access(there, os.W_OK | os.X_OK):
+            raise OutputError(f"{there}: cannot be written to: no permission, or read-only")
+        for name in names:
+            if (directory / name).is_dir():
+                raise OutputError(f"{directory / name}: is a directory; a file of this name shall be written")
+            if (directory / name).exists() and not (directory / name).is_file():
+                raise OutputError(f"{directory / name}: is a device or a pipe, which a file cannot take the place of")
+    except OSError as error:  # a folder that cannot be looked into, a name that is too long
+        if isinstance(error, AmctError):
+            raise
+        raise OutputError(f"{directory}: cannot be written to: {error.strerror or error}") from error
 
 
 def write_files(contents: Mapping[Path, LightModel | str]) -> None:
@@ -227,8 +246,6 @@ def _make(directory: Path, made: list[Path]) -> None:
     for folder in [folder for folder in (directory, *directory.parents) if not folder.exists()][::-1]:
         folder.mkdir()
         made.append(folder)
-    if not directory.is_dir():
-        raise OutputError(f"{directory}: is not a directory")
 
 
 def _move(files: Path, directory: Path, stage: Path, names: list[str]) -> None:
