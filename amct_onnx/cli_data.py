@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -61,7 +62,7 @@ def _raw_source(options: argparse.Namespace) -> CalibrationSource:
         InputSpec(name=name, dtype=np.dtype(dtype), shape=shape)
         for (name, shape), dtype in zip(shapes, types, strict=True)
     ]
-    return raw_feeds(folders, specs)
+    return partial(raw_feeds, folders, specs)  # a function: these can be read again
 
 
 def _shape_of(part: str) -> tuple[str, tuple[int, ...]]:

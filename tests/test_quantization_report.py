@@ -253,6 +253,25 @@ def test_on_the_command_line(tmp_path, capfd):
     assert not (tmp_path / "net2_record.txt").exists()
 
 
+def test_raw_files_are_read_as_often_as_a_target_and_an_effort_need_them(tmp_path, capfd):
+    images = np.load(DIGITS / "test.npz")["image"]
+    (tmp_path / "raw").mkdir()
+    for index in range(4):
+        images[index].tofile(tmp_path / "raw" / f"{index}.bin")
+    given = [
+        "calibration",
+        "--model",
+        DIGITS / "digits.onnx",
+        "--data_dir",
+        tmp_path / "raw",
+        "--data_types",
+        "float32",
+    ]
+    given += ["--input_shape", "image:1,1,8,8", "--batch_num", "2", "--save_path", tmp_path / "out" / "net"]
+    assert main([str(argument) for argument in [*given, "--effort", "balanced", "--target", "sqnr:20"]]) == 0
+    assert "target, step   1" in capfd.readouterr().err
+
+
 def test_products_and_single_tensors_have_pictures_too():
     text = """g (float[1, 4, 6, 6] x) => (float[1, 4, 6, 6] y) {
         [conv] h = Conv(x, w) [product] p = MatMul(h, x) [sum] y = Add(p, x) }"""
