@@ -285,7 +285,9 @@ def test_products_and_single_tensors_have_pictures_too():
     assert [place["key"] for place in told["product"]["inputs"]] == ["product", "product:1"]
     second = told["product"]["inputs"][1]
     assert second["scale"] == float(result.params["product"].weight.scale)
-    assert Page(result.report_html).tags.count("svg") == sum(len(layer["inputs"]) for layer in told.values())
+    page = Page(result.report_html)
+    assert page.tags.count("svg") == sum(len(layer["inputs"]) for layer in told.values())
+    assert page.said.count("second input") == page.said.count("input") - 1 == 1  # a column of the table is named so too
 
 
 VALUES = hnp.arrays(

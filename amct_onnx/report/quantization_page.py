@@ -134,7 +134,9 @@ def _figure(index: int, layer: LayerReport) -> Iterator[str]:
     said = ", ".join(part for part in (layer.activation, layer.weight) if part)
     yield f'<br><span class="dim">{escape(said)}</span>'
     yield "".join(f"<br>{escape(note)}" for note in layer.notes) + "</figcaption>"
-    for place in layer.inputs:
+    names = ("input", "hidden state" if layer.op_type in ("LSTM", "GRU") else "second input")
+    for name, place in zip(names, layer.inputs, strict=False):  # one that stands alone needs no name
+        yield f'<div class="dim">{name}</div>' if len(layer.inputs) > 1 else ""
         yield from _picture(place)
     yield "</figure>"
 
