@@ -74,7 +74,8 @@ def _u2netp() -> Case:
 
 def _minilm() -> Case:
     sentences = [sentence for first, second, _ in minilm.pairs("dev") for sentence in (first, second)]
-    feeds, rated = minilm.feeds_of(sentences[::30], 4), minilm.pairs("test")
+    # one sentence a batch: what masks the padding of shorter ones spoils the ranges of onnxruntime's quantizer
+    feeds, rated = minilm.feeds_of(sentences[::30], 1), minilm.pairs("test")
 
     def measure(model: Model) -> Figures:
         return {"STS-B, Spearman (%)": minilm.score(model, rated)}
