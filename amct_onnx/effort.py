@@ -36,8 +36,9 @@ Calibrate = Callable[[QuantConfig, CalibrationSource], Calibrated]
 _LEAST_GAIN = 0.1
 """Decibels that a change must be worth, in the mean of the batches that it is measured on."""
 
-_EXACT = 1e-12
-"""Noise over signal that counts as none."""
+_EXACT = 1e-5
+"""Noise over signal that counts as none: 50 dB, the best that 8 bits give. Outputs beyond it are those of a Softmax or
+Sigmoid near 0 and 1, whose dB say nothing of the layers before it and would outweigh those of all other batches."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

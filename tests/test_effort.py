@@ -10,7 +10,7 @@ from graphs import initializers, model, run, sqnr
 
 import amct_onnx
 from amct_onnx import AdaRound, ConfigError, DataError, QuantConfig, quantize_onnx
-from amct_onnx.effort import _gains_enough
+from amct_onnx.effort import _gains_enough, _loss
 from amct_onnx.forecast import forecast
 from amct_onnx.formats.model_file import read_model
 
@@ -98,6 +98,12 @@ def test_what_is_tried_is_told_and_never_much_worse(float_model, effort):
 )
 def test_a_gain_must_be_larger_than_chance(before, after, taken):
     assert _gains_enough(before, after) == taken
+
+
+@pytest.mark.parametrize(("noise", "decibels"), [(1e-2, -40), (1e-3, -50), (0, -50), (math.nan, math.inf)])
+def test_what_is_nearer_than_8_bits_can_be_is_no_gain(noise, decibels):
+    expected = {"y": np.ones(4, np.float32)}
+    assert _loss(expected, {"y": expected["y"] + np.float32(noise)}) == pytest.approx(decibels, abs=0.01)
 
 
 def test_where_nothing_helps_the_result_is_that_of_fast(float_model):
