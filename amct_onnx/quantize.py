@@ -13,7 +13,7 @@ from amct_onnx.by_strategy import quantize_by_strategy
 from amct_onnx.calibrated import Calibrated, calibrated
 from amct_onnx.config import EFFORTS, QuantConfig, with_options
 from amct_onnx.data import CalibrationSource, input_specs
-from amct_onnx.effort import best_settings, own_preset
+from amct_onnx.effort import best_settings, own_preset, with_all_batches
 from amct_onnx.errors import ConfigError, NotAvailableError
 from amct_onnx.formats.config_source import load_any_config
 from amct_onnx.formats.model_file import ModelSource, read_model
@@ -98,14 +98,15 @@ def quantize_onnx(
         why = f"for effort={effort!r}" if tries else "to reach the target"
         held = Divided(calibration, input_specs(source.proto), config.batch_num, why)
 
-    def calibrate_with(config: QuantConfig) -> Calibrated:
-        data = calibration if held is None else held.rest
+    def calibrate_with(config: QuantConfig, data: CalibrationSource | None) -> Calibrated:
         return calibrated(source, config, data, memory_limit=memory_limit, executor=executor, show=show)
 
     if held is not None and tries:
         found = best_settings(source, calibrate_with, config, held, str(effort), frozenset(options))
+        if target is None:  # else it is measured on the batches held back
+            found = with_all_batches(found, calibrate_with, held)
     else:
-        found = calibrate_with(config)
+        found = calibrate_with(config, calibration if held is None else held.rest)
     state, search = found.state, None
     if target is not None:
         with show.phase("reach the target"):

@@ -81,6 +81,16 @@ def test_the_bias_of_a_matmul_is_its_add_and_one_without_is_left():
     assert result.plan.notes["other"] == ("its bias is not corrected: it has no bias of its own",)
 
 
+def test_no_means_are_taken_for_layers_without_a_bias(monkeypatch):
+    def refuse(**_):
+        raise AssertionError("means of a layer whose bias cannot be corrected")
+
+    given = model("g (float[8, 4] x) => (float[8, 4] y) { [one] y = MatMul(x, w) }", {"w": skewed(4, 4)})
+    monkeypatch.setattr("amct_onnx.passes.observe.MeansObserver", refuse)
+    result = quantize_onnx(given, QuantConfig(correct_biases=True), calibration=feeds_of((8, 4)))
+    assert result.plan.notes["one"] == ("its bias is not corrected: it has no bias of its own",)
+
+
 def test_the_float_model_and_a_shared_bias_stay_as_they_are():
     weights = {"w": one_large(skewed(4, 4), 1), "v": one_large(skewed(4, 4), 1), "b": np.zeros(4, np.float32)}
     given = model("g (float[8, 4] x) => (float[8, 4] z) { [one] y = Gemm(x, w, b) [two] z = Gemm(y, v, b) }", weights)

@@ -30,17 +30,20 @@ def _find(state: QuantState) -> None:
     nodes = {node.name: node for node in state.graph.nodes}
     for layer in state.layers():
         node = nodes[layer.name]
-        if not layer.correct_bias or not has_weight(node) or node.name not in state.means:
+        if not layer.correct_bias or not has_weight(node):
             continue
-        if reason := _why_not(state.graph, node):
+        if reason := why_not_corrected(state.graph, node):
             state.remarks[node.name] = f"its bias is not corrected: {reason}"
+            continue
+        if node.name not in state.means:
             continue
         shift = mean_error(state, node, state.means[node.name]).astype(np.float32)
         if np.isfinite(shift).all():
             state.bias_shifts[node.name] = shift
 
 
-def _why_not(graph: Graph, node: Node) -> str | None:
+def why_not_corrected(graph: Graph, node: Node) -> str | None:
+    """Why the bias of a layer with weights cannot be corrected, or None where it can."""
     if is_recurrent(node):
         return "it has two weights"
     if node.op == "MatMul" and bias_input(graph, node) is None:
