@@ -23,10 +23,7 @@ from amct_onnx.kernels.ifmr import Ifmr, IfmrObserver
 from amct_onnx.kernels.quant_params import FLT_EPS, QuantParams, round_to_fp16
 from amct_onnx.kernels.strategy import TensorStrategy
 from amct_onnx.passes.calibration import CalibrationRun, Sizes, why_unusable
-<<<<<<< HEAD
-=======
-from amct_onnx.passes.correct_biases import channel_axis, why_not_corrected
->>>>>>> bench
+from amct_onnx.passes.correct_biases import why_not_corrected
 from amct_onnx.passes.invariants import ACTIVATIONS_KNOWN, PLANNED, STANDARD_ONLY, WEIGHTS_KNOWN
 from amct_onnx.passes.layers import channel_axis, has_weight, is_product, is_recurrent
 from amct_onnx.passes.observation import Feed, Watch
