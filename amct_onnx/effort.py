@@ -10,10 +10,11 @@ import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from statistics import fmean, stdev
 
 from amct_onnx.calibrated import Calibrated
 from amct_onnx.config import LayerConfig, QuantConfig
-from amct_onnx.data import Feed
+from amct_onnx.data import CalibrationSource, Feed
 from amct_onnx.forecast import forecast
 from amct_onnx.held_back import Divided
 from amct_onnx.kernels.adaround import AdaRound
@@ -30,13 +31,14 @@ from amct_onnx.report.compare import RunningError
 
 _log = logging.getLogger("amct_onnx")
 
-Calibrate = Callable[[QuantConfig], Calibrated]
+Calibrate = Callable[[QuantConfig, CalibrationSource], Calibrated]
 
 _LEAST_GAIN = 0.1
-"""Decibels that a change must be worth."""
+"""Decibels that a change must be worth, in the mean of the batches that it is measured on."""
 
-_EXACT = 1e-12
-"""Noise over signal that counts as none."""
+_EXACT = 1e-5
+"""Noise over signal that counts as none: 50 dB, the best that 8 bits give. Outputs beyond it are those of a Softmax or
+Sigmoid near 0 and 1, whose dB say nothing of the layers before it and would outweigh those of all other batches."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,7 +116,7 @@ _BEST = (
 
 _CHANGES = {"balanced": _BALANCED, "best": _BEST}
 
-_LEARNING = "; AdaRound in the last of them takes longer, and says while it learns how long"
+_LEARNING = "; AdaRound in one of them takes longer, and says while it learns how long"
 
 
 def own_preset(config: QuantConfig, given: frozenset[str]) -> QuantConfig:
@@ -129,7 +131,7 @@ def best_settings(
 
     Args:
         source: the model.
-        calibrate: calibrates it as a configuration says.
+        calibrate: calibrates it as a configuration says, with data.
         config: as of `own_preset`.
         data: what is calibrated with, and measured on.
         effort: "balanced" or "best".
@@ -140,19 +142,34 @@ def best_settings(
     """
     outlook = forecast(source, config, data.rest())
     changes = [change for change in _CHANGES[effort] if change.is_for(outlook.op_types, given)]
-    _log.info("effort %s: %s%s", effort, outlook.describe(1 + len(changes)), _LEARNING if effort == "best" else "")
-    best = calibrate(config)
+    count = 1 + len(changes) + data.withholds
+    _log.info("effort %s: %s%s", effort, outlook.describe(count), _LEARNING if effort == "best" else "")
+    best = calibrate(config, data.rest)
     trials = _Trials(best.state, data.held)
-    loss = trials.loss(best.state)
+    losses = trials.losses(best.state)
     said: list[str] = []
     if "correct_biases" not in given and best.state.bias_shifts:
         plain = replace(best, config=replace(config, correct_biases=False), state=replace(best.state, bias_shifts={}))
-        best, loss = trials.better("no bias correction", (best, loss), plain, said)
+        best, losses = trials.better("no bias correction", (best, losses), plain, said)
     for number, change in enumerate(changes, 1):
-        _log.info("calibration %d of %d: %s", 1 + number, 1 + len(changes), change.name)
-        best, loss = trials.better(change.name, (best, loss), calibrate(change.apply(best.config)), said)
+        _log.info("calibration %d of %d: %s", 1 + number, count, change.name)
+        other = calibrate(change.apply(best.config), data.rest)
+        best, losses = trials.better(change.name, (best, losses), other, said)
     choices = (f"measured on {data.says}", *said)
     return replace(best, state=replace(best.state, plan=replace(best.state.plan, choices=choices)))
+
+
+def with_all_batches(found: Calibrated, calibrate: Calibrate, data: Divided) -> Calibrated:
+    """The settings of `best_settings`, calibrated with what was held back too: no worse than `fast` for few data.
+
+    Not where rounding is learned: that takes long, and is worth more than some batches.
+    """
+    if not data.withholds or isinstance(found.config.common_config.weight, AdaRound):
+        return found
+    _log.info("the last calibration: with all batches")
+    choices = (*found.state.plan.choices, "calibrated again with all batches")
+    again = calibrate(found.config, data.all)
+    return replace(again, state=replace(again.state, plan=replace(again.state.plan, choices=choices)))
 
 
 class _Trials:
@@ -164,25 +181,40 @@ class _Trials:
         self._feeds = feeds
 
     def better(
-        self, name: str, best: tuple[Calibrated, float], other: Calibrated, said: list[str]
-    ) -> tuple[Calibrated, float]:
+        self, name: str, best: tuple[Calibrated, list[float]], other: Calibrated, said: list[str]
+    ) -> tuple[Calibrated, list[float]]:
         """The other one where it is better by enough, else the best so far; says so."""
-        loss = self.loss(other.state)
-        taken = loss < best[1] - _LEAST_GAIN
-        said.append(f"{name}: {'taken' if taken else 'not taken'}, {-loss:.1f} dB instead of {-best[1]:.1f} dB")
+        losses = self.losses(other.state)
+        taken = _gains_enough(best[1], losses)
+        verdict = "taken" if taken else "not taken"
+        said.append(f"{name}: {verdict}, {-fmean(losses):.1f} dB instead of {-fmean(best[1]):.1f} dB")
         _log.info("%s", said[-1])
-        return (other, loss) if taken else best
+        return (other, losses) if taken else best
 
-    def loss(self, state: QuantState) -> float:
-        """Noise over signal in dB, the mean of all batches, so that none outweighs the others; inf where undefined."""
+    def losses(self, state: QuantState) -> list[float]:
+        """Noise over signal of every batch in dB; inf where undefined."""
         copy = replace(state, graph=state.graph.copy())
         run_passes(FAKE_QUANT, copy)
         session = open_session(copy.graph.to_light(), "a trial model")
-        losses = [
+        return [
             _loss(expected, session.run(feed, f"batch {index}"))
             for index, (feed, expected) in enumerate(zip(self._feeds, self._expected, strict=True))
         ]
-        return sum(losses) / len(losses)
+
+
+def _gains_enough(before: Sequence[float], after: Sequence[float]) -> bool:
+    """Whether losses fall by enough, in the mean of all batches, so that none outweighs the others.
+
+    That is by more than `_LEAST_GAIN`, and by more than the standard error of the mean: where some batches gain and
+    others lose as much, others that nobody has seen may as well lose.
+    """
+    if not math.isfinite(fmean(before)):
+        return math.isfinite(fmean(after))
+    gains = [old - new for old, new in zip(before, after, strict=True)]
+    gain = fmean(gains)
+    if not gain > _LEAST_GAIN:
+        return False
+    return len(gains) == 1 or gain > stdev(gains) / math.sqrt(len(gains))
 
 
 def _loss(expected: Mapping[str, Array], found: Mapping[str, Array]) -> float:
@@ -195,4 +227,4 @@ def _loss(expected: Mapping[str, Array], found: Mapping[str, Array]) -> float:
             return math.inf
         ratio = error.noise / error.xx if error.xx else float(error.noise > 0)
         losses.append(10 * math.log10(max(ratio, _EXACT)))
-    return sum(losses) / len(losses)
+    return fmean(losses)

@@ -51,6 +51,15 @@ class Divided:
             self.held = [copy_of(feed) for feed in islice(self._feeds, min(_MOST, batch_num or _MOST))]
             self.says = f"{counted(len(self.held), 'batch')} of the calibration data: too few to hold any back"
 
+    @property
+    def withholds(self) -> bool:
+        """Whether calibration could see more than `rest`, once nothing is measured any more."""
+        return self._divides and self._batch_num is None
+
+    def all(self) -> Iterator[Feed]:
+        """Every batch, those held back too."""
+        return iter(self._feeds)
+
     def rest(self) -> Iterator[Feed]:
         """The batches to calibrate with."""
         if self._batch_num is not None:

@@ -13,7 +13,7 @@ from amct_onnx.by_strategy import quantize_by_strategy
 from amct_onnx.calibrated import Calibrated, calibrated
 from amct_onnx.config import EFFORTS, QuantConfig, with_options
 from amct_onnx.data import CalibrationSource, input_specs, require_again
-from amct_onnx.effort import best_settings, own_preset
+from amct_onnx.effort import best_settings, own_preset, with_all_batches
 from amct_onnx.errors import ConfigError, NotAvailableError
 from amct_onnx.formats.config_source import load_any_config
 from amct_onnx.formats.model_file import ModelSource, read_model
@@ -59,7 +59,7 @@ def quantize_onnx(
             False makes no deploy model; None makes one of the layers that fit.
         report: also tell what was decided and why: `_report.html`, a page with pictures, and `_report.json`.
         effort: how much is tried where `cfg` is None: "fast" (the default) corrects biases; "balanced" also tries, on
-            batches held back, what helps some networks, at the price of up to five calibrations; "best" adds AdaRound.
+            batches held back, what helps some networks, at the price of up to six calibrations; "best" adds AdaRound.
         target: what accuracy the fake-quant model must keep: as few layers as will do stay float, or get 16-bit
             activations. It is measured on batches held back from calibration, see `amct_onnx.held_back.Divided`.
         memory_limit: bytes that the observed tensors may take at a time; where all of them take more, the data are gone
@@ -100,14 +100,15 @@ def quantize_onnx(
     elif target is not None:
         require_again(calibration, why)
 
-    def calibrate_with(config: QuantConfig) -> Calibrated:
-        data = calibration if held is None else held.rest
+    def calibrate_with(config: QuantConfig, data: CalibrationSource | None) -> Calibrated:
         return calibrated(source, config, data, memory_limit=memory_limit, executor=executor, show=show)
 
     if held is not None and tries:
         found = best_settings(source, calibrate_with, config, held, str(effort), frozenset(options))
+        if target is None:  # else it is measured on the batches held back
+            found = with_all_batches(found, calibrate_with, held)
     else:
-        found = calibrate_with(config)
+        found = calibrate_with(config, calibration if held is None else held.rest)
     state, search = found.state, None
     if target is not None:
         with show.phase("reach the target"):

@@ -1,6 +1,7 @@
 """The own preset: biases are corrected; more effort tries more, by what batches show that calibration does not see."""
 
 import html
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from graphs import initializers, model, run, sqnr
 
 import amct_onnx
 from amct_onnx import AdaRound, ConfigError, DataError, QuantConfig, quantize_onnx
+from amct_onnx.effort import _gains_enough, _loss
 from amct_onnx.forecast import forecast
 from amct_onnx.formats.model_file import read_model
 
@@ -82,14 +84,54 @@ def test_what_is_tried_is_told_and_never_much_worse(float_model, effort):
     assert again.plan.choices == result.plan.choices
 
 
+@pytest.mark.parametrize(
+    ("before", "after", "taken"),
+    [
+        ([-30.0], [-30.2], True),
+        ([-30.0], [-30.05], False),  # too little
+        ([-30.0, -20.0], [-30.2, -20.2], True),
+        ([-30.0, -20.0], [-32.0, -18.9], False),  # 0.45 dB in the mean, but one batch gains what the other loses
+        ([-30.0, -20.0, -25.0], [-32.0, -20.0, -26.0], True),
+        ([-30.0, -20.0], [math.inf, -40.0], False),
+        ([math.inf, -20.0], [-30.0, -10.0], True),
+        ([math.inf, -20.0], [math.inf, -30.0], False),
+    ],
+)
+def test_a_gain_must_be_larger_than_chance(before, after, taken):
+    assert _gains_enough(before, after) == taken
+
+
+@pytest.mark.parametrize(("noise", "decibels"), [(1e-2, -40), (1e-3, -50), (0, -50), (math.nan, math.inf)])
+def test_what_is_nearer_than_8_bits_can_be_is_no_gain(noise, decibels):
+    expected = {"y": np.ones(4, np.float32)}
+    assert _loss(expected, {"y": expected["y"] + np.float32(noise)}) == pytest.approx(decibels, abs=0.01)
+
+
+def test_where_nothing_helps_the_result_is_that_of_fast(float_model):
+    given = {"fold_balancers": False, "common_config": amct_onnx.LayerConfig(), "equalise_layers": False}
+    result = quantize_onnx(float_model, calibration=feeds(16), effort="best", **given)
+    fast = quantize_onnx(float_model, calibration=feeds(16), **given)
+    assert result.plan.choices[1].startswith("no bias correction: not taken, ")
+    assert result.plan.choices[-1] == "calibrated again with all batches"
+    assert result.fake_quant_model == fast.fake_quant_model
+
+
+def test_learned_rounding_and_batches_that_a_target_is_measured_on_are_not_calibrated_again(float_model):
+    learned = amct_onnx.LayerConfig(weight=AdaRound(num_iteration=1))
+    target = amct_onnx.AccuracyTarget(sqnr=5.0)
+    for given in ({"common_config": learned}, {"target": target}, {"batch_num": 9}):
+        result = quantize_onnx(float_model, calibration=feeds(16), effort="balanced", **given)
+        assert "again" not in "".join(result.plan.choices)
+
+
 def test_what_it_will_take_is_said_before_and_followed(float_model, caplog):
     with caplog.at_level("INFO", logger="amct_onnx"):
         quantize_onnx(float_model, calibration=feeds(16), effort="best")
     said = [record.getMessage() for record in caplog.records]
-    assert said[0].startswith("effort best: up to 6 calibrations, about ")
-    assert said[0].endswith(" GB; AdaRound in the last of them takes longer, and says while it learns how long")
+    assert said[0].startswith("effort best: up to 7 calibrations, about ")
+    assert said[0].endswith(" GB; AdaRound in one of them takes longer, and says while it learns how long")
     steps = [line for line in said if line.startswith("calibration ")]
-    assert [line.split(":")[0] for line in steps] == [f"calibration {number} of 6" for number in range(2, 7)]
+    assert [line.split(":")[0] for line in steps] == [f"calibration {number} of 7" for number in range(2, 7)]
 
 
 def test_a_forecast_knows_batches_layers_and_memory(float_model):

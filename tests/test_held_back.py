@@ -42,6 +42,8 @@ def test_batches_are_held_back_where_there_are_enough(total, batch_num, held, sa
     assert numbers(divided.held) == (held or list(used)[:16])
     for _ in range(2):
         assert numbers(Feeds(divided.rest, SPECS, batch_num)) == [index for index in used if index not in held]
+    assert numbers(divided.all()) == list(range(total))
+    assert divided.withholds == (bool(held) and batch_num is None)
 
 
 def test_fewer_batches_than_asked_for_are_an_error_where_calibration_reads_them():

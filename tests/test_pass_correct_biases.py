@@ -6,7 +6,10 @@ import pytest
 from graphs import initializers, model, run
 
 from amct_onnx import quantize_onnx
-from amct_onnx.config import QuantConfig
+from amct_onnx.config import LayerConfig, QuantConfig
+from amct_onnx.deploy.simulate import SimulatedSession
+from amct_onnx.deploy.verify import verify_deploy_model
+from amct_onnx.kernels.adaround import AdaRound
 
 RNG = np.random.default_rng(5)
 
@@ -29,14 +32,19 @@ LAYERS = {
     "1-D": ("Conv(x, w, b)", one_large(skewed(5, 4, 3), 0), (4, 4, 9)),
     "transposed": ("ConvTranspose<strides = [2, 2]>(x, w, b)", one_large(skewed(4, 5, 2, 2), 1), (4, 4, 6, 6)),
     "Gemm": ("Gemm(x, w, b)", one_large(skewed(4, 5), 1), (64, 4)),
+    "MatMul": ("MatMul(x, w) y = Add(c, b)", one_large(skewed(4, 5), 1), (64, 4)),
+    "MatMul, bias first": ("MatMul(x, w) y = Add(b, c)", one_large(skewed(4, 5), 1), (64, 4)),
     "Gemm without bias": ("Gemm(x, w)", one_large(skewed(4, 5), 1), (64, 4)),
 }
 
 
 def source(call, weight, shape):
     channels = 5 if "group =" not in call else 6
-    weights = {"w": weight} | ({"b": RNG.normal(size=channels).astype(np.float32)} if ", b" in call else {})
-    made = model(f"g (float{list(shape)} x) => (float y) {{ [layer] y = {call} }}", weights)
+    weights = {"w": weight} | (
+        {"b": RNG.normal(size=channels).astype(np.float32)} if "b)" in call or "(b," in call else {}
+    )
+    result = "c" if "MatMul" in call else "y"
+    made = model(f"g (float{list(shape)} x) => (float y) {{ [layer] {result} = {call} }}", weights)
     made.graph.output[0].type.tensor_type.ClearField("shape")
     return made
 
@@ -62,8 +70,25 @@ def test_the_means_of_the_outputs_come_back_in_every_form(name):
     for form in ("fake_quant_model", "qdq_model"):
         lost = mean_distance(given, getattr(before, form), feeds)
         assert mean_distance(given, getattr(after, form), feeds) < 0.2 * lost
-    (node,) = (node for node in after.deploy_model.graph.node if node.name == "layer")
-    assert initializers(after.deploy_model)[node.input[2]].dtype == np.int32
+    if "MatMul" not in name:  # the Add behind it stays float
+        (node,) = (node for node in after.deploy_model.graph.node if node.name == "layer")
+        assert initializers(after.deploy_model)[node.input[2]].dtype == np.int32
+        return
+    found = mean_distance(given, after.fake_quant_model, feeds)
+    simulated = SimulatedSession(after.deploy_model)
+    difference = np.concatenate([simulated.run(None, feed)[0] - run(given, feed)["y"] for feed in feeds])
+    assert np.abs(difference.mean(axis=0)).max() == pytest.approx(found, rel=1e-3)
+    assert verify_deploy_model(after.deploy_model, float_model=given).errors == ()
+
+
+def test_what_is_learned_without_the_add_behind_it_is_not_corrected_there():
+    call, weight, shape = LAYERS["MatMul, bias first"]
+    config = QuantConfig(correct_biases=True, common_config=LayerConfig(weight=AdaRound(num_iteration=10)))
+    given = source(call, weight.copy(), shape)
+    result = quantize_onnx(given, config, calibration=feeds_of(shape))
+    said = "its bias is not corrected: its rounding is learned without the Add behind it"
+    assert said in result.plan.notes["layer"]
+    np.testing.assert_array_equal(initializers(result.fake_quant_model)["b"], initializers(given)["b"])
 
 
 def test_the_bias_of_a_matmul_is_its_add_and_one_without_is_left():
@@ -78,7 +103,17 @@ def test_the_bias_of_a_matmul_is_its_add_and_one_without_is_left():
     )
     assert left < 0.2 * lost
     result = quantize_onnx(given, QuantConfig(correct_biases=True), calibration=feeds)
-    assert result.plan.notes["other"] == ("its bias is not corrected: it has no bias of its own",)
+    assert result.plan.notes["other"] == ("its bias is not corrected: it has no bias",)
+
+
+def test_no_means_are_taken_for_layers_without_a_bias(monkeypatch):
+    def refuse(**_):
+        raise AssertionError("means of a layer whose bias cannot be corrected")
+
+    given = model("g (float[8, 4] x) => (float[8, 4] y) { [one] y = MatMul(x, w) }", {"w": skewed(4, 4)})
+    monkeypatch.setattr("amct_onnx.passes.observe.MeansObserver", refuse)
+    result = quantize_onnx(given, QuantConfig(correct_biases=True), calibration=feeds_of((8, 4)))
+    assert result.plan.notes["one"] == ("its bias is not corrected: it has no bias",)
 
 
 def test_the_float_model_and_a_shared_bias_stay_as_they_are():

@@ -11,7 +11,17 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from amct_onnx.passes.graph import Array, Graph, Node, constant_input, set_input, unique_name
+from amct_onnx.kernels.adaround import AdaRound
+from amct_onnx.passes.graph import (
+    Array,
+    Graph,
+    Node,
+    constant_input,
+    is_standard,
+    set_input,
+    sole_consumer,
+    unique_name,
+)
 from amct_onnx.passes.invariants import PLANNED
 from amct_onnx.passes.layers import (
     bias_input,
@@ -20,6 +30,7 @@ from amct_onnx.passes.layers import (
     has_weight,
     input_channels,
     is_recurrent,
+    output_channels,
     weight_of,
 )
 from amct_onnx.passes.quantize_weights import fake_quantized
@@ -30,22 +41,43 @@ def _find(state: QuantState) -> None:
     nodes = {node.name: node for node in state.graph.nodes}
     for layer in state.layers():
         node = nodes[layer.name]
-        if not layer.correct_bias or not has_weight(node) or node.name not in state.means:
+        if not layer.correct_bias or not has_weight(node):
             continue
-        if reason := _why_not(state.graph, node):
+        if reason := why_not_corrected(state.graph, node):
             state.remarks[node.name] = f"its bias is not corrected: {reason}"
+            continue
+        if isinstance(layer.weight, AdaRound) and bias_input(state.graph, node) is None and node.op == "MatMul":
+            state.remarks[node.name] = "its bias is not corrected: its rounding is learned without the Add behind it"
+            continue
+        if node.name not in state.means:
             continue
         shift = mean_error(state, node, state.means[node.name]).astype(np.float32)
         if np.isfinite(shift).all():
             state.bias_shifts[node.name] = shift
 
 
-def _why_not(graph: Graph, node: Node) -> str | None:
+def why_not_corrected(graph: Graph, node: Node) -> str | None:
+    """Why the bias of a layer with weights cannot be corrected, or None where it can."""
     if is_recurrent(node):
         return "it has two weights"
-    if node.op == "MatMul" and bias_input(graph, node) is None:
-        return "it has no bias of its own"
+    if node.op == "MatMul" and _bias_place(graph, node) is None:
+        return "it has no bias"
     return None
+
+
+def _bias_place(graph: Graph, node: Node) -> tuple[Node, int] | None:
+    """The node and the input index that hold the bias, where it is a constant, or None.
+
+    A bias that stands first in the Add behind a MatMul, as torch writes it, is none of AMCT's layer: that Add stays
+    float in all models, but its constant can be corrected as well.
+    """
+    if (place := bias_input(graph, node)) is not None or node.op != "MatMul":
+        return place
+    add = sole_consumer(graph, node.outputs[0])
+    if add is None or add.op != "Add" or not is_standard(add) or add.inputs[1] is not node.outputs[0]:
+        return None
+    bias = constant_input(add, 0)
+    return (add, 0) if bias is not None and bias.shape == (output_channels(node),) else None
 
 
 def mean_error(state: QuantState, node: Node, means: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -66,12 +98,14 @@ def mean_error(state: QuantState, node: Node, means: NDArray[np.float64]) -> NDA
 
 
 def corrected_bias(state: QuantState, node: Node) -> Array | None:
-    """The bias that the quantized models have, [Cout]; None where there is none."""
+    """The bias that the layer has in the quantized models, [Cout]; None where there is none."""
     place = bias_input(state.graph, node) if has_weight(node) else None
     bias = None if place is None else constant_input(*place)
     shift = state.bias_shifts.get(node.name)
     if shift is None:
         return bias
+    if bias is None and node.op == "MatMul":
+        return None
     if bias is None:
         return shift.astype(node.inputs[1].dtype)
     return np.asarray((bias.astype(np.float32) + shift).astype(bias.dtype))
@@ -84,9 +118,12 @@ def _apply(state: QuantState) -> None:
         if layer.name not in state.bias_shifts:
             continue
         node = nodes[layer.name]
+        holder, index = _bias_place(state.graph, node) or (node, 2)
         values = corrected_bias(state, node)
-        assert values is not None
-        holder, index = bias_input(state.graph, node) or (node, 2)
+        if values is None:  # the Add behind a MatMul
+            bias = constant_input(holder, index)
+            assert bias is not None, "its shift was found for it"
+            values = np.asarray((bias.astype(np.float32) + state.bias_shifts[node.name]).astype(bias.dtype))
         fresh = state.graph.new_constant(unique_name(f"{node.name}.corrected_bias", names), values)
         set_input(holder, index, fresh)
 

@@ -23,6 +23,7 @@ from amct_onnx.kernels.ifmr import Ifmr, IfmrObserver
 from amct_onnx.kernels.quant_params import FLT_EPS, QuantParams, round_to_fp16
 from amct_onnx.kernels.strategy import TensorStrategy
 from amct_onnx.passes.calibration import CalibrationRun, Sizes, why_unusable
+from amct_onnx.passes.correct_biases import why_not_corrected
 from amct_onnx.passes.invariants import ACTIVATIONS_KNOWN, PLANNED, STANDARD_ONLY, WEIGHTS_KNOWN
 from amct_onnx.passes.layers import channel_axis, has_weight, is_product, is_recurrent
 from amct_onnx.passes.observation import Feed, Watch
@@ -145,7 +146,7 @@ def _means_by_input(state: QuantState) -> list[tuple[Watch, MeansObserver, list[
     found: dict[tuple[str, int], list[str]] = {}
     for layer in state.layers():
         node = nodes[layer.name]
-        if layer.correct_bias and has_weight(node):
+        if layer.correct_bias and has_weight(node) and why_not_corrected(state.graph, node) is None:
             found.setdefault((node.inputs[0].name, channel_axis(node)), []).append(layer.name)
     observers = [MeansObserver(axis=axis) for _, axis in found]
     watches = [Watch(tensor=tensor, observer=seen) for (tensor, _), seen in zip(found, observers, strict=True)]

@@ -34,8 +34,12 @@ activation_offset : true
 
 def right(model: Path | onnx.ModelProto, feeds: list[Feed], labels: Array) -> float:
     """Percentage of inputs whose largest score is that of their class."""
-    scores = first_output(model, feeds).reshape(len(labels), -1)
-    return 100 * float((scores.argmax(1) == labels).mean())
+    return share_right(first_output(model, feeds), labels)
+
+
+def share_right(scores: Array, labels: Array) -> float:
+    """Percentage of rows whose largest score is that of their class."""
+    return 100 * float((scores.reshape(len(labels), -1).argmax(1) == labels).mean())
 
 
 def efficientnet_feeds(photographs: Array) -> list[Feed]:

@@ -111,10 +111,16 @@ def start_and_end(path: Path) -> Array:
     return found
 
 
+def file_feeds() -> tuple[list[Feed], list[Feed]]:
+    """Files of many kinds, 8 a batch: some to calibrate with, others to evaluate."""
+    files = np.stack([start_and_end(file) for file in files_by_suffix(SUFFIXES, 24)])
+    calibration, evaluation = ([{"bytes": b} for b in batches(part, 8)] for part in (files[::4], files[1::2]))
+    return calibration, evaluation
+
+
 def test_magika_names_the_same_kinds_of_files() -> None:
     path = network("magika-v3")
-    files = np.stack([start_and_end(file) for file in files_by_suffix(SUFFIXES, 24)])
-    calibration, evaluation = ([{"bytes": b} for b in batches(part, 8)] for part in (files[::4], files[2::2]))
+    calibration, evaluation = file_feeds()
     result = quantized(path, calibration)
     assert len(result.plan.layers) == 3
     before, after = (first_output(model, evaluation) for model in (path, result.fake_quant_model))
