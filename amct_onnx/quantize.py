@@ -105,7 +105,7 @@ def quantize_onnx(
 
     if held is not None and tries:
         found = best_settings(source, calibrate_with, config, held, str(effort), frozenset(options))
-        if target is None:  # else it is measured on the batches held back
+        if target is None or target.metric is not None:  # else it is measured on the batches held back
             found = with_all_batches(found, calibrate_with, held)
     else:
         found = calibrate_with(config, calibration if held is None else held.rest)

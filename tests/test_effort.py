@@ -200,6 +200,16 @@ def test_a_target_is_reached_from_the_best_settings(float_model):
     assert result.target.chosen.reached
 
 
+def test_all_batches_are_calibrated_with_where_a_metric_measures(float_model):
+    target = amct_onnx.AccuracyTarget(metric=lambda path: 1.0, drop=0.0)
+    choices = []
+    for asked in (target, amct_onnx.AccuracyTarget(sqnr=15.0)):
+        result = quantize_onnx(float_model, calibration=feeds(9), effort="balanced", target=asked)
+        choices.append(result.plan.choices)
+        assert f'"batch_num":{9 if asked is target else 7},' in result.config
+    assert choices[0] == (*choices[1], "calibrated again with all batches")
+
+
 def test_the_command_line_takes_it(tmp_path: Path, float_model, capfd):
     import onnx
 
