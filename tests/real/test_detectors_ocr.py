@@ -78,7 +78,7 @@ def test_u2netp_quantizes_and_measuring_shows_its_one_hard_layer() -> None:
 def test_u2netp_reaches_a_target_by_leaving_that_layer_float() -> None:
     path = network("u2netp")
     target = AccuracyTarget(cosine=0.99)
-    result = quantized(path, u2netp_feeds("calib"), target=target, report=True)
+    result = quantized(path, u2netp_feeds("calib"), target=target, report=True, correct_biases=False)
     assert result.target is not None
     assert result.target.measured_on == "2 batches held back"
     assert result.target.steps[0].value < 0.98  # measured 0.957
