@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+import numpy as np
 import onnx
 
 from amct_onnx.data import CalibrationSource, Feed, checked_feeds, input_specs, random_feeds
@@ -16,7 +18,7 @@ from amct_onnx.given import given_layers, given_tensors
 from amct_onnx.passes.convert_opset import inlined
 from amct_onnx.passes.fix_global_pools import fix_global_pools
 from amct_onnx.passes.graph import Array, Graph
-from amct_onnx.passes.layers import spatial_axes, why_not_16_bits
+from amct_onnx.passes.layers import channels_first, has_weight, is_recurrent, spatial_axes, weight_of, why_not_16_bits
 from amct_onnx.passes.manager import run_passes
 from amct_onnx.passes.pipelines import BEFORE_READING, FUSE, GIVEN
 from amct_onnx.passes.protos import all_graphs
@@ -28,6 +30,11 @@ from amct_onnx.passes.weights import LightModel
 from amct_onnx.planning import GivenLayer, plan_given, why_not_layer
 from amct_onnx.prepare import final_plan, prepare, require_same, runnable
 from amct_onnx.results import CONVERTED_FILES, QuantizeResult, Target, finish, make_results
+
+_log = logging.getLogger("amct_onnx")
+
+_HARDLY = 2.0
+"""A weight of so many times what its scale reaches is none that the scale was found for."""
 
 
 def convert_model(
@@ -59,6 +66,7 @@ def convert_model(
     _require_record(record)
     target = None if save_path is None else Target.of(save_path, {"model": model, "record": record}, CONVERTED_FILES)
     done = scaled_by_record(model, record, data=data, do_fusion=do_fusion, wide_fusion=wide_fusion)
+    _warn_of_other_weights(done.state, record)
     return finish(done.state, make_results(done.state), target, done.expected, done.feed, measure_layers=False)
 
 
@@ -86,6 +94,29 @@ def import_qdq(
     target = None if save_path is None else Target.of(save_path, {"model": model}, CONVERTED_FILES)
     done = scaled_by_qdq(model, data=data)
     return finish(done.state, make_results(done.state), target, done.expected, done.feed, measure_layers=False)
+
+
+def _warn_of_other_weights(state: QuantState, record: str | os.PathLike[str]) -> None:
+    """Say where scales cut off so much of the weights that they were hardly found for these."""
+    nodes = {node.name: node for node in state.graph.nodes}
+    cut = []
+    for layer in state.layers():
+        node, params = nodes[layer.name], state.weights.get(layer.name)
+        if params is None or not has_weight(node) or is_recurrent(node):
+            continue
+        rows = channels_first(node, weight_of(node))
+        largest = np.abs(rows.reshape(len(rows), -1)).max(axis=1, initial=0)
+        if (largest > _HARDLY * -params.q_min * params.scale.reshape(-1)).any():
+            cut.append(layer.name)
+    if cut:
+        _log.warning(
+            "%s: the scales of %d of %d layers, %r first, cut off more than half of the largest weights; the record "
+            "seems to be of another model, such as one whose layers were equalised or balanced and folded",
+            record,
+            len(cut),
+            len(state.layers()),
+            cut[0],
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

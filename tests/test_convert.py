@@ -393,3 +393,19 @@ def test_a_model_that_is_quantized_already_is_refused(tmp_path):
     deploy = convert_model(network(), tmp_path / "record.txt").deploy_model
     with pytest.raises(ModelError, match="quantized already"):
         convert_model(deploy, tmp_path / "record.txt")
+
+
+@pytest.mark.parametrize("equalised", [False, True])
+def test_a_record_of_other_weights_is_told(tmp_path, caplog, equalised):
+    text = "g (float[1, 4, 6, 6] x) => (float[1, 4, 4, 4] y) { [a] h = Conv(x, w) r = Relu(h) [b] y = Conv(r, v) }"
+    first, second = normal(4, 4, 1, 1), normal(4, 4, 3, 3)
+    first[0] *= 200
+    second[:, 0] /= 200
+    given = model(text, {"w": first, "v": second})
+    made = quantize_onnx(given, calibration=[normal(1, 4, 6, 6)], equalise_layers=equalised, correct_biases=False)
+    (tmp_path / "record.txt").write_text(made.record)
+    convert_model(given, tmp_path / "record.txt")
+    told = [entry.getMessage() for entry in caplog.records if "cut off" in entry.getMessage()]
+    assert len(told) == equalised
+    if equalised:
+        assert "'a' first, cut off more than half of the largest weights; the record seems to be of another" in told[0]
