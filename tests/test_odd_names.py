@@ -144,3 +144,14 @@ def test_a_node_that_looks_like_the_input_of_another_keeps_its_record(network, t
     assert "fc:1" in read_record(result.record)
     again = convert_model(network, tmp_path / "net_record.txt", wide_fusion=True)
     assert set(again.plan.layers) == set(result.plan.layers)
+
+
+def test_names_do_not_steer_the_terminal(tmp_path, capsys):
+    text = "g (float[2, 4] x) => (float[2, 3] y) { y = MatMul(x, w) }"
+    given = model(text, {"w": np.ones((4, 3), np.float32)})
+    given.graph.node[0].name = "red\x1b[31m\x07[bold]"
+    onnx.save(given, tmp_path / "net.onnx")
+    assert main(["plan", str(tmp_path / "net.onnx")]) == 0
+    said = capsys.readouterr().out
+    assert "\x1b" not in said
+    assert r"red\x1b[31m\x07[bold]" in said

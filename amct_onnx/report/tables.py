@@ -65,7 +65,7 @@ def error_table(errors: Mapping[str, TensorError], title: str, *, worst_first: b
         table.add_column(column, justify="right")
     rows = sorted(errors.items(), key=lambda item: item[1].sqnr) if worst_first else list(errors.items())
     for name, error in rows:
-        table.add_row(Text(name), f"{error.sqnr:.2f}", f"{error.cosine:.6f}", f"{error.largest:.4g}")
+        table.add_row(_text(name), f"{error.sqnr:.2f}", f"{error.cosine:.6f}", f"{error.largest:.4g}")
     return table
 
 
@@ -129,7 +129,7 @@ class _End:
     """A name on one line; where it does not fit, its end: names of nodes begin alike."""
 
     def __init__(self, name: str) -> None:
-        self._text = " ".join(name.split("\n"))
+        self._text = " ".join(_text(name).plain.split("\n"))
 
     def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
         return Measurement(1, cell_len(self._text))
@@ -189,5 +189,9 @@ def findings_table(report: VerifyReport) -> Table:
 
 
 def _row(table: Table, *cells: str | _End) -> None:
-    """Names hold brackets and other marks: they are shown as they are, not as markup."""
-    table.add_row(*(Text(cell) if isinstance(cell, str) else cell for cell in cells))
+    table.add_row(*(_text(cell) if isinstance(cell, str) else cell for cell in cells))
+
+
+def _text(words: str) -> Text:
+    """Names hold brackets, which are shown as they are, not as markup; what would steer a terminal is spelled out."""
+    return Text("".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in words))
