@@ -28,7 +28,7 @@ from amct_onnx.passes.shapes import infer_types
 from amct_onnx.passes.state import QuantPlan, QuantState
 from amct_onnx.passes.weights import LightModel
 from amct_onnx.planning import GivenLayer, plan_given, why_not_layer
-from amct_onnx.prepare import final_plan, prepare, require_same, runnable
+from amct_onnx.prepare import final_plan, prepare, require_same, runnable, warn_of_floats
 from amct_onnx.results import CONVERTED_FILES, QuantizeResult, Target, finish, make_results
 
 _log = logging.getLogger("amct_onnx")
@@ -167,6 +167,7 @@ def scaled_by_record(
     for name, reason in state.left_float.items():
         raise RecordError(f"{record}: record of {name!r}: {reason}")
     state = replace(state, plan=final_plan(state))
+    warn_of_floats(state)
     return Scaled(state=state, feed=feed, expected=expected)
 
 
@@ -184,6 +185,7 @@ def scaled_by_qdq(model: str | os.PathLike[str] | onnx.ModelProto, *, data: Cali
     del session
     run_passes(GIVEN, state)
     plan = final_plan(state)
+    warn_of_floats(state)
     for pair in reading.pairs:
         plan = _concluded(state, plan, pair)
     state = replace(state, plan=plan)

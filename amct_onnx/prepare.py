@@ -85,13 +85,17 @@ def final_plan(state: QuantState) -> QuantPlan:
     if not state.layers() and not state.tensors():
         listed = "; ".join(f"{name!r}: {reason}" for name, reason in list(state.left_float.items())[:5])
         raise ModelError(f"no layer is left to quantize: {listed}")
-    for name, reason in state.left_float.items():
-        _log.warning("layer %r stays float: %s", name, reason)
     layers = {name: layer for name, layer in plan.layers.items() if name not in state.left_float}
     unfit = {name: layer for name, layer in plan.layers.items() if name in state.left_float}
     folded = {**plan.folded, **state.folded}
     tensors = tuple(state.tensors())
     return replace(plan, layers=layers, unfit=unfit, tensors=tensors, folded=folded, skipped=skipped, notes=notes)
+
+
+def warn_of_floats(state: QuantState) -> None:
+    """Say which layers turned out to stay float, and why."""
+    for name, reason in state.left_float.items():
+        _log.warning("layer %r stays float: %s", name, reason)
 
 
 def require_same(state: QuantState, expected: Mapping[str, Array], feed: Feed) -> None:

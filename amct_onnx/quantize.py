@@ -20,6 +20,7 @@ from amct_onnx.formats.model_file import ModelSource, read_model
 from amct_onnx.held_back import Divided
 from amct_onnx.kernels.checks import require_bool, require_choice, require_int
 from amct_onnx.mixed_precision import reach
+from amct_onnx.prepare import warn_of_floats
 from amct_onnx.progress import Progress
 from amct_onnx.report.compare import Comparison
 from amct_onnx.report.quantization import QuantizationReport, quantization_report
@@ -109,6 +110,7 @@ def quantize_onnx(
             found = with_all_batches(found, calibrate_with, held)
     else:
         found = calibrate_with(config, calibration if held is None else held.rest)
+    warn_of_floats(found.state)
     state, search = found.state, None
     if target is not None:
         with show.phase("reach the target"):

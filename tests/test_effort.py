@@ -144,6 +144,16 @@ def test_a_forecast_knows_batches_layers_and_memory(float_model):
     assert replace(few, seconds=2.0).describe(5).startswith("up to 5 calibrations, about 10 s and 0.3 GB")
 
 
+def test_a_layer_that_stays_float_is_told_once(caplog):
+    body = "f = Flatten(p) h = Mul(f, huge) [dense] n = MatMul(h, v) [last] y = MatMul(n, u) }"
+    text = TEXT[: TEXT.index("f = Flatten")] + body
+    weights = initializers(network())
+    more = {"huge": np.float32(1e12), "u": np.eye(5, dtype=np.float32) * np.float32(1e-12)}
+    quantize_onnx(model(text, {**weights, **more}), calibration=feeds(9), effort="balanced")
+    told = [entry.getMessage() for entry in caplog.records if "stays float" in entry.getMessage()]
+    assert [line.split(":")[0] for line in told] == ["layer 'dense' stays float", "layer 'last' stays float"]
+
+
 def test_the_report_tells_it_too(float_model):
     result = quantize_onnx(float_model, calibration=feeds(16), effort="balanced", report=True)
     assert result.report.choices == result.plan.choices

@@ -26,6 +26,7 @@ from amct_onnx.calibrated import calibrated
 from amct_onnx.config import QuantConfig
 from amct_onnx.formats.config_source import load_config
 from amct_onnx.passes.weights import LightModel
+from amct_onnx.prepare import warn_of_floats
 from amct_onnx.progress import Progress
 from amct_onnx.selection import Ranking
 from amct_onnx.stepwise.arguments import path_of, read_source
@@ -127,6 +128,7 @@ def auto_calibrate(
         path = folder / files.target.path("modified_model.onnx").name
         batches = captured(evaluator, source, config.batch_num or 1, path)
         found = calibrated(source, config, batches, show=show)
+        warn_of_floats(found.state)
         trials = Trials(found, batches=_RANKED_BATCHES)
         log = TrialLog(files.beside(TRIALS), fingerprint(source, found.text(), found.feeds), original)
         path = folder / "trial" / files.target.path("fake_quant_model.onnx").name

@@ -27,7 +27,7 @@ from amct_onnx.passes.pipelines import FUSE, TRAINED
 from amct_onnx.passes.quantize_weights import with_usable_scales
 from amct_onnx.passes.state import LayerPlan, QuantState
 from amct_onnx.planning import GivenLayer, plan_given
-from amct_onnx.prepare import final_plan, prepare, require_same
+from amct_onnx.prepare import final_plan, prepare, require_same, warn_of_floats
 from amct_onnx.results import CONVERTED_FILES, QuantizeResult, Target, finish, make_results
 from amct_onnx.retrain.module import onnx_module
 from amct_onnx.retrain.planning import RetrainPlan, plan_quantization
@@ -200,6 +200,7 @@ def save_quantized(
     for name, reason in state.left_float.items():
         raise ModelError(f"layer {name!r} cannot be quantized as it was trained, list it in skip_layers: {reason}")
     state = replace(state, plan=final_plan(state))
+    warn_of_floats(state)
     results = make_results(state)
     assert results.record is not None, "only a strategy of Vitis AI leaves none"
     results = replace(results, record=results.record + more_record)

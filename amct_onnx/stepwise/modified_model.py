@@ -29,7 +29,7 @@ from amct_onnx.passes.quantize_weights import FIND_WEIGHT_SCALES, with_fake_weig
 from amct_onnx.passes.shapes import infer_types
 from amct_onnx.passes.state import LayerPlan, QuantState
 from amct_onnx.planning import make_plan
-from amct_onnx.prepare import final_plan, prepare, require_same
+from amct_onnx.prepare import final_plan, prepare, require_same, warn_of_floats
 from amct_onnx.results import layer_records
 from amct_onnx.stepwise.arguments import path_of, read_source, require_apart
 from amct_onnx.stepwise.observing_nodes import Observation, with_observers
@@ -108,6 +108,7 @@ def quantize_model(config_file: Paths, model_file: Paths, modified_onnx_file: Pa
     factors = _read_factors(state, record) if _balanced(state) else {}
     run_passes((balance_by(factors), FIND_WEIGHT_SCALES), state)
     state = replace(state, plan=final_plan(state))
+    warn_of_floats(state)
     batch_num = state.plan.batch_num or 1
     watched = places_by_tensor(state)
     keys = tuple(tensor.key for tensor in state.tensors())

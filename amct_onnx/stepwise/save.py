@@ -21,7 +21,7 @@ from amct_onnx.passes.manager import run_passes
 from amct_onnx.passes.state import QuantState
 from amct_onnx.passes.take_given import TAKE_GIVEN
 from amct_onnx.planning import plan_given
-from amct_onnx.prepare import final_plan, prepare
+from amct_onnx.prepare import final_plan, prepare, warn_of_floats
 from amct_onnx.results import Target, make_results, write_verified
 from amct_onnx.stepwise.arguments import path_of, require_type
 from amct_onnx.stepwise.observing_nodes import without_observers
@@ -73,6 +73,7 @@ def save_model(
     del session
     run_passes((TAKE_GIVEN, FIT_BIASES), state)
     state = replace(state, plan=final_plan(state))
+    warn_of_floats(state)
     write_saved(state, target, expected, feed)
 
 
