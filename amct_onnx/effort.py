@@ -31,7 +31,7 @@ from amct_onnx.report.compare import RunningError
 
 _log = logging.getLogger("amct_onnx")
 
-Calibrate = Callable[[QuantConfig, CalibrationSource], Calibrated]
+Calibrate = Callable[[QuantConfig, CalibrationSource | None], Calibrated]
 
 _LEAST_GAIN = 0.1
 """Decibels that a change must be worth, in the mean of the batches that it is measured on."""

@@ -13,13 +13,14 @@ from amct_onnx.by_strategy import quantize_by_strategy
 from amct_onnx.calibrated import Calibrated, calibrated
 from amct_onnx.config import EFFORTS, QuantConfig, with_options
 from amct_onnx.data import CalibrationSource, input_specs, require_again
-from amct_onnx.effort import best_settings, own_preset, with_all_batches
+from amct_onnx.effort import Calibrate, best_settings, own_preset, with_all_batches
 from amct_onnx.errors import ConfigError, NotAvailableError
 from amct_onnx.formats.config_source import load_any_config
 from amct_onnx.formats.model_file import ModelSource, read_model
 from amct_onnx.held_back import Divided
 from amct_onnx.kernels.checks import require_bool, require_choice, require_int
 from amct_onnx.mixed_precision import reach
+from amct_onnx.passes.weights import LightModel
 from amct_onnx.prepare import warn_of_floats
 from amct_onnx.progress import Progress
 from amct_onnx.report.compare import Comparison
@@ -94,22 +95,11 @@ def quantize_onnx(
         config = own_preset(config, frozenset(options))
     endings = (*FILES, *([QDQ_FILE] if qdq else []), *(REPORT_FILES if report else []))
     place = None if save_path is None else Target.of(save_path, {"model": model}, endings)
-    held, tries = None, effort not in (None, "fast")
-    why = f"for effort={effort!r}" if tries else "to reach the target"
-    if tries or (target is not None and target.metric is None):
-        held = Divided(calibration, input_specs(source.proto), config.batch_num, why)
-    elif target is not None:
-        require_again(calibration, why)
 
-    def calibrate_with(config: QuantConfig, data: CalibrationSource | None) -> Calibrated:
+    def calibrate(config: QuantConfig, data: CalibrationSource | None) -> Calibrated:
         return calibrated(source, config, data, memory_limit=memory_limit, executor=executor, show=show)
 
-    if held is not None and tries:
-        found = best_settings(source, calibrate_with, config, held, str(effort), frozenset(options))
-        if target is None or target.metric is not None:  # else it is measured on the batches held back
-            found = with_all_batches(found, calibrate_with, held)
-    else:
-        found = calibrate_with(config, calibration if held is None else held.rest)
+    found, held = _with_effort(source, config, calibration, calibrate, effort or "fast", target, frozenset(options))
     warn_of_floats(found.state)
     state, search = found.state, None
     if target is not None:
@@ -127,6 +117,30 @@ def quantize_onnx(
         make = tell if report else None
         result = finish(state, results, place, found.expected, found.feeds.first, measure_layers, make)
         return replace(result, target=search)
+
+
+def _with_effort(
+    source: LightModel,
+    config: QuantConfig,
+    calibration: CalibrationSource | None,
+    calibrate: Calibrate,
+    effort: str,
+    target: AccuracyTarget | None,
+    given: frozenset[str],
+) -> tuple[Calibrated, Divided | None]:
+    """The calibrated model, and the data of which batches were held back, where any had to be."""
+    tries, measures = effort != "fast", target is not None and target.metric is None
+    why = f"for effort={effort!r}" if tries else "to reach the target"
+    if not tries and not measures:
+        if target is not None:
+            require_again(calibration, why)
+        return calibrate(config, calibration), None
+    held = Divided(calibration, input_specs(source.proto), config.batch_num, why)
+    if not tries:
+        return calibrate(config, held.rest), held
+    found = best_settings(source, calibrate, config, held, effort, given)
+    # a target is measured on what was held back, so calibration is not to see it
+    return found if measures else with_all_batches(found, calibrate, held), held
 
 
 def _check_run(memory_limit: object, executor: object, target: object, report: object) -> None:
